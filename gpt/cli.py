@@ -1,0 +1,139 @@
+"""The command line: flags over TOML files over defaults, and what the programs do with errors.
+
+    python scripts/train.py configs/a.toml configs/b.toml --max_iters 500 --bias=false --learning-rate 3e-4
+
+Files are read from left to right and flags win over files. Everything is one flat dataclass, so every field is a flag.
+`--help` is drawn by tyro from the dataclass, its types and the docstrings under its fields.
+"""
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from .errors import UserError
+from .training.files import FULL_DISK
+from .training.settings import BOOLEANS, convert, field_types, read_toml, unknown_name
+
+_CONFIG_FOLDERS = (Path(__file__).resolve().parents[1] / "configs", Path(__file__).resolve().parent / "configs")
+
+
+def parse_flags(argv, cls):
+    """Command-line words as ({field: value}, [other words]); raises UserError for an unknown flag or a wrong value.
+
+    A flag is spelled `--max_iters 5`, `--max_iters=5` or `--max-iters 5`; a boolean one also `--bias`, `--no_bias`.
+    """
+    kinds, values, others, words = field_types(cls), {}, [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            others.append(word)
+            continue
+        name, has_value, text = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in kinds and kinds.get(name.removeprefix("no_")) is bool and not has_value:
+            values[name.removeprefix("no_")] = False
+            continue
+        if name not in kinds:
+            raise UserError(unknown_name(name, cls, mark="--"))
+        if not has_value:
+            following = words[0] if words else "--"
+            if kinds[name] is bool:
+                text = words.pop(0) if following.lower() in BOOLEANS else "true"
+            elif following.startswith("--"):
+                raise UserError(f"--{name} needs a value, as in --{name}=VALUE")
+            else:
+                text = words.pop(0)
+        values[name] = convert(text, kinds[name], f"--{name}", parse=True)
+    return values, others
+
+
+def config_file(name):
+    """The path of a configuration: a path as it is, or the name of one of the configurations that come with us."""
+    places = [Path(name), *(folder / name for folder in _CONFIG_FOLDERS)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        ours = sorted({path.name for folder in _CONFIG_FOLDERS for path in folder.glob("*.toml")})
+        raise UserError(f"no configuration file {name!r}; those that come with us are {', '.join(ours)}")
+    return found
+
+
+def show_help(argv, default, description):
+    """Where `argv` asks for it, print every field of the dataclass instance `default` with meaning and value, and exit."""
+    if "--help" not in argv and "-h" not in argv:
+        return
+    import tyro
+
+    tyro.cli(type(default), args=["--help"], default=default, description=description, use_underscores=True,
+             prog=Path(sys.argv[0]).name)
+
+
+def run_cli(main, argv=None):
+    """Call `main(argv)` and return the exit code: 0 done, 2 the user's input, 130 interrupted.
+
+    What the user can mend is one line on stderr. Anything else is a fault of ours: its traceback is left to Python,
+    which exits with 1.
+    """
+    from tensorgrad import DeviceError
+
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # of NumPy, on the way to a loss that is not finite
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+        return 0
+    except (UserError, DeviceError) as error:
+        return _complain(error)
+    except FileNotFoundError as error:
+        return _complain(f"{error.filename}: no such file or folder" if error.filename else error)
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        return _complain(f"{error.filename or 'writing a file'}: {error.strerror}; free some space and run again")
+    except MemoryError as error:
+        return _complain(f"out of memory: {error}; lower --batch_size or --block_size")
+    except KeyboardInterrupt as interrupt:
+        _complain(str(interrupt) or "interrupted", prefix="")
+        return 130
+
+
+def _complain(message, prefix="error: "):
+    print(prefix + " ".join(str(message).split()), file=sys.stderr)
+    return 2
+
+
+def train(argv=None):
+    """The program `scripts/train.py`, also installed as `gpt-train`. Returns the exit code."""
+    return run_cli(_train, argv)
+
+
+def _train(argv):
+    from .training.config import TrainConfig, resolve
+    from .training.run import train
+
+    show_help(argv, TrainConfig(**read_toml(config_file("default.toml"), TrainConfig)),
+              "Train a GPT. Usage: train.py [CONFIG.toml ...] [--field value ...]. Without a configuration file the "
+              "values of configs/default.toml hold; they are the defaults shown here.")
+    flags, files = parse_flags(argv, TrainConfig)
+    explicit = {}
+    for file in files:
+        explicit |= read_toml(config_file(file), TrainConfig)
+    fallback = {} if files else read_toml(config_file("default.toml"), TrainConfig)
+    train(resolve(explicit | flags, fallback))
+
+
+def sample(argv=None):
+    """The program `scripts/sample.py`, also installed as `gpt-sample`. Returns the exit code."""
+    return run_cli(_sample, argv)
+
+
+def _sample(argv):
+    from .inference.sample import SampleConfig, sample
+
+    show_help(argv, SampleConfig(), "Write text with a trained model.")
+    flags, others = parse_flags(argv, SampleConfig)
+    if others:
+        raise UserError(f"unexpected argument {others[0]!r}; a prompt is given as --prompt {others[0]!r}")
+    sample(SampleConfig(**flags))

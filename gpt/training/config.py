@@ -1,0 +1,160 @@
+"""The settings of a training run: one flat dataclass, and how files, flags and earlier runs make up its values.
+
+Names and defaults are nanoGPT's where it has them, so a run without any file is its GPT-2 124M run; the program reads
+configs/default.toml when no file is named.
+"""
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from ..errors import UserError
+from ..model.config import GPTConfig
+from .settings import read_toml
+
+
+@dataclass
+class TrainConfig(GPTConfig):
+    """Everything a training run depends on: the model's fields, then these. Raises UserError for impossible values."""
+
+    vocab_size: int = 0
+    """Number of tokens the model knows; 0 = as many as the tokenizer has. A larger number pads (50304 for gpt2)."""
+
+    data: str = "pydocs"
+    """Text to learn: "pydocs" (English documentation found on this machine, no download), another name, file or folder."""
+    tokenizer: str = "char"
+    """"char", or one of tiktoken's vocabularies: "gpt2", "cl100k_base", "o200k_base"."""
+    val_fraction: float = 0.1
+    """Share of the text, from its end, that is kept for validation."""
+    out_dir: str = "out"
+    """Folder the run is written to: config.toml, tokenizer.json, model.safetensors (best), last/, metrics.jsonl."""
+    overwrite: bool = False
+    """Delete the run that out_dir already holds; without it such a folder is refused."""
+    init_from: str = "scratch"
+    """"scratch", or the folder of a finished run whose weights, tokenizer and shape to start from (fine-tuning)."""
+    resume: str = ""
+    """Folder of a run to continue exactly where it was saved; "auto" = out_dir if it holds one, else a new run."""
+
+    device: str = "cpu"
+    """"cpu", "cuda" or "cuda:N"."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of weights and arithmetic."""
+    seed: int = 1337
+    """Seed of initial weights, batches and dropout."""
+
+    batch_size: int = 12
+    """Sequences per forward pass; one step sees batch_size x block_size x gradient_accumulation_steps tokens."""
+    gradient_accumulation_steps: int = 40
+    """Forward and backward passes per optimizer step; their gradients are averaged."""
+    max_iters: int = 600000
+    """Optimizer steps in all."""
+
+    eval_interval: int = 2000
+    """Steps between evaluations (and checkpoints)."""
+    eval_iters: int = 200
+    """Random batches of the validation text per evaluation, the same each time; 0 = the whole text, in order."""
+    eval_only: bool = False
+    """Evaluate once and stop; nothing is written."""
+    always_save_checkpoint: bool = True
+    """Save last/ at every evaluation; if false, only when the validation loss improves and at the end."""
+    patience: int = 0
+    """Stop after this many evaluations without a better validation loss; 0 = never."""
+    log_interval: int = 1
+    """Steps between lines of metrics.jsonl (and of the console where it is not a terminal)."""
+
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """"adamw"; "muon" for the matrices inside the blocks with AdamW for the rest; "sgd" with momentum beta1."""
+    learning_rate: float = 6e-4
+    """Highest learning rate, reached after the warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled decay of parameters with two or more dimensions."""
+    beta1: float = 0.9
+    """Decay rate of the gradient's running mean."""
+    beta2: float = 0.95
+    """Decay rate of the squared gradient's running mean."""
+    grad_clip: float = 1.0
+    """Largest global norm of the gradients, to which they are scaled down; 0 = no clipping."""
+
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Course of the learning rate after the warm-up: down to min_lr along a cosine or line, or "wsd" (held, then down)."""
+    warmup_iters: int = 2000
+    """Steps over which the learning rate rises linearly."""
+    lr_decay_iters: int = -1
+    """Step at which min_lr is reached; -1 = max_iters."""
+    min_lr: float = 6e-5
+    """Lowest learning rate."""
+
+    sample_interval: int = 0
+    """Steps between samples, shown and appended to samples.txt; 0 = none."""
+    sample_tokens: int = 200
+    """Tokens per sample."""
+    sample_prompt: str = "\n"
+    """Text that samples begin with."""
+    sample_temperature: float = 0.8
+    """Temperature of samples: below 1 safer, above 1 wilder, 0 = the likeliest token always."""
+    sample_top_k: int = 0
+    """Choose among this many likeliest tokens; 0 = all."""
+
+    def __post_init__(self):
+        self.model_config(vocab_size=self.vocab_size or 1)  # checks the model's fields
+        for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"):
+            _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_iters", "eval_iters", "patience", "warmup_iters", "sample_interval", "sample_tokens",
+                     "sample_top_k", "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("beta1", "beta2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _require(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
+
+    def model_config(self, vocab_size):
+        """The GPTConfig of this run for a tokenizer of `vocab_size` tokens."""
+        if self.vocab_size and self.vocab_size < vocab_size:
+            raise UserError(f"vocab_size = {self.vocab_size} is less than the tokenizer's {vocab_size} tokens; "
+                            "leave it at 0 to take the tokenizer's")
+        values = {field.name: getattr(self, field.name) for field in fields(GPTConfig)}
+        return GPTConfig(**values | {"vocab_size": self.vocab_size or vocab_size})
+
+    @property
+    def tokens_per_step(self):
+        return self.batch_size * self.block_size * self.gradient_accumulation_steps
+
+
+def _require(config, name, holds, range_):
+    if not holds:
+        raise UserError(f"{name} = {getattr(config, name)}: must be {range_}")
+
+
+def run_folder(path):
+    """The run folder meant by `path`: itself, or its parent where `path` is the run's last/ folder."""
+    path = Path(path)
+    return path.parent if path.name == "last" and not (path / "last").exists() else path
+
+
+def resolve(explicit, fallback=None):
+    """The TrainConfig for the values given by files and flags, `explicit`, over those of `fallback`.
+
+    A run to resume brings its own values, which stand in the place of `fallback`; a run to start from (`init_from`)
+    brings the shape of its model. Raises UserError.
+    """
+    fallback = fallback or {}
+    values = fallback | explicit
+    resume, init_from = values.get("resume", ""), values.get("init_from", "scratch")
+    if resume == "auto":
+        folder = Path(values.get("out_dir", TrainConfig.out_dir))
+        resume = str(folder) if (folder / "last").exists() or (folder / "last.old").exists() else ""
+    if resume:
+        run = run_folder(resume)
+        values = read_run(run) | {"out_dir": str(run)} | explicit
+        resume = str(run)
+    elif init_from != "scratch":
+        shape = {field.name for field in fields(GPTConfig)}
+        values = fallback | {name: value for name, value in read_run(init_from).items() if name in shape} | explicit
+    return TrainConfig(**values | {"resume": resume})
+
+
+def read_run(folder):
+    """The values in the config.toml of a run folder, without those that only said how it began."""
+    path = Path(folder) / "config.toml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a run folder, it has no config.toml; a run is made by scripts/train.py")
+    values = read_toml(path, TrainConfig)
+    return {name: value for name, value in values.items() if name not in ("resume", "overwrite", "eval_only")}

@@ -1,0 +1,193 @@
+"""Functions that make tensors: from data, filled, in ranges, random."""
+import math
+
+import numpy as np
+
+from . import dtypes
+from .device import cpu, device as as_device
+from .engine import TensorBase, wrap
+from .errors import OpError
+from .ops.common import sizes
+from .random import default_generator
+from .tensor import Tensor, to_array
+
+
+def tensor(data, *, dtype=None, device=None, requires_grad=False):
+    """A copy of numbers, nested lists or arrays. Python floats become the default dtype (float32), integers int64,
+    arrays keep their dtype."""
+    return Tensor(data, dtype, device, requires_grad)
+
+
+def as_tensor(data, *, dtype=None, device=None):
+    """A tensor that shares memory with `data` (array or tensor) where dtype and device allow, else a copy."""
+    if isinstance(data, TensorBase):
+        return data.to(device=device, dtype=dtype)
+    place = as_device(device) if device is not None else cpu
+    return wrap(place.asarray(to_array(data, dtype)), place)
+
+
+def from_numpy(array):
+    """A CPU tensor that shares the memory of a NumPy array."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"from_numpy: expected a NumPy array, got {type(array).__name__}")
+    return wrap(to_array(array), cpu)
+
+
+def from_dlpack(source):
+    """A tensor that shares memory with any object that speaks DLPack (PyTorch, CuPy, JAX ...), without a copy."""
+    kind = source.__dlpack_device__()
+    place = as_device("cpu" if int(kind[0]) in (1, 3) else f"cuda:{kind[1]}")
+    return wrap(place.from_dlpack(source), place)
+
+
+def _finish(array, device, requires_grad):
+    place = as_device(device) if device is not None else cpu
+    out = wrap(place.asarray(array), place)
+    return out.requires_grad_() if requires_grad else out
+
+
+def full(size, fill_value, *, dtype=None, device=None, requires_grad=False):
+    """`fill_value` everywhere; dtype that of the value unless given."""
+    value = fill_value.item() if isinstance(fill_value, TensorBase) else fill_value
+    dtype = dtypes.as_dtype(dtype) if dtype is not None else dtypes.scalar_dtype(value)
+    place = as_device(device) if device is not None else cpu
+    return _finish(place.xp.full(sizes((size,) if isinstance(size, int) else size), value, dtype), place, requires_grad)
+
+
+def zeros(*size, dtype=None, device=None, requires_grad=False):
+    return full(sizes(size), 0.0, dtype=dtypes.as_dtype(dtype), device=device, requires_grad=requires_grad)
+
+
+def ones(*size, dtype=None, device=None, requires_grad=False):
+    return full(sizes(size), 1.0, dtype=dtypes.as_dtype(dtype), device=device, requires_grad=requires_grad)
+
+
+def empty(*size, dtype=None, device=None, requires_grad=False):
+    """Memory with whatever it held before."""
+    place = as_device(device) if device is not None else cpu
+    return _finish(place.xp.empty(sizes(size), dtypes.as_dtype(dtype)), place, requires_grad)
+
+
+def full_like(input, fill_value, *, dtype=None, device=None, requires_grad=False):
+    return full(input.shape, fill_value, dtype=dtype or input.dtype, device=device or input.device,
+                requires_grad=requires_grad)
+
+
+def zeros_like(input, *, dtype=None, device=None, requires_grad=False):
+    return full_like(input, 0, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def ones_like(input, *, dtype=None, device=None, requires_grad=False):
+    return full_like(input, 1, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def empty_like(input, *, dtype=None, device=None, requires_grad=False):
+    return empty(input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad=False):
+    """start, start + step, ... below `end`; arange(end) starts at 0. Integers give int64, else the default dtype."""
+    start, end = (0, start) if end is None else (start, end)
+    start, end, step = (v.item() if isinstance(v, TensorBase) else v for v in (start, end, step))
+    if step == 0:
+        raise OpError("arange: step must not be 0")
+    if (end - start) * step < 0:
+        raise OpError(f"arange: from {start} to {end} the step {step} leads away")
+    if dtype is None:
+        whole = all(isinstance(v, int | np.integer) for v in (start, end, step))
+        dtype = dtypes.int64 if whole else dtypes.get_default_dtype()
+    n = math.ceil((end - start) / step)
+    exact = np.int64 if all(isinstance(v, int | np.integer) for v in (start, step)) else np.float64
+    values = np.arange(n, dtype=exact) * step + start
+    return _finish(values.astype(dtypes.as_dtype(dtype)), device, requires_grad)
+
+
+def linspace(start, end, steps, *, dtype=None, device=None, requires_grad=False):
+    """`steps` numbers evenly from start to end, both included."""
+    start, end = (v.item() if isinstance(v, TensorBase) else v for v in (start, end))
+    if steps < 0:
+        raise OpError(f"linspace: steps must not be negative, got {steps}")
+    dtype = dtypes.as_dtype(dtype)
+    if dtype.kind in "iu":  # from both ends, each value cut to an integer, as PyTorch does
+        step = (end - start) / max(steps - 1, 1)
+        i = np.arange(steps)
+        values = np.where(i < steps / 2, start + step * i, end - step * (steps - 1 - i)).astype(dtype)
+    else:
+        values = np.linspace(start, end, steps, dtype=dtype)
+    return _finish(values, device, requires_grad)
+
+
+def eye(n, m=None, *, dtype=None, device=None, requires_grad=False):
+    """Ones on the main diagonal of an (n, m) matrix, zeros elsewhere."""
+    return _finish(np.eye(n, m, dtype=dtypes.as_dtype(dtype)), device, requires_grad)
+
+
+# ---- random ----------------------------------------------------------------------------------------------------------
+
+def _rng(generator, device):
+    return (generator or default_generator(as_device(device or "cpu"))).numpy()
+
+
+def rand(*size, generator=None, dtype=None, device=None, requires_grad=False):
+    """Uniform numbers in [0, 1)."""
+    dtype = dtypes.as_dtype(dtype)
+    draw = dtype if dtype in (dtypes.float32, dtypes.float64) else dtypes.float32
+    return _finish(_rng(generator, device).random(sizes(size), draw).astype(dtype, copy=False), device, requires_grad)
+
+
+def randn(*size, generator=None, dtype=None, device=None, requires_grad=False):
+    """Normal numbers, mean 0 and variance 1."""
+    dtype = dtypes.as_dtype(dtype)
+    draw = dtype if dtype in (dtypes.float32, dtypes.float64) else dtypes.float32
+    return _finish(_rng(generator, device).standard_normal(sizes(size), draw).astype(dtype, copy=False), device,
+                   requires_grad)
+
+
+def randint(low, high=None, size=None, *, generator=None, dtype=None, device=None, requires_grad=False):
+    """Integers in [low, high); randint(high, size) starts at 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    if high <= low:
+        raise OpError(f"randint: the range from {low} to {high} is empty")
+    values = _rng(generator, device).integers(low, high, sizes((size,) if isinstance(size, int) else size))
+    return _finish(values.astype(dtypes.as_dtype(dtype or dtypes.int64)), device, requires_grad)
+
+
+def randperm(n, *, generator=None, dtype=None, device=None):
+    """The integers 0 ... n - 1 in random order."""
+    return _finish(_rng(generator, device).permutation(n).astype(dtypes.as_dtype(dtype or dtypes.int64)), device, False)
+
+
+def rand_like(input, *, dtype=None, device=None, requires_grad=False):
+    return rand(input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def randn_like(input, *, dtype=None, device=None, requires_grad=False):
+    return randn(input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
+
+
+def bernoulli(input, *, generator=None):
+    """1 with the probability that `input` gives for each element, else 0."""
+    draws = _rng(generator, input.device).random(input.shape)
+    return _finish((draws < input.device.to_numpy(input.array)).astype(input.dtype), input.device, False)
+
+
+def multinomial(input, num_samples, replacement=False, *, generator=None):
+    """Indices (int64) drawn with the weights in the last dimension of `input`, a vector or a matrix of rows."""
+    weights = input.device.to_numpy(input.array).astype(np.float64)
+    rows = weights.reshape(-1, weights.shape[-1])
+    if not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(-1) <= 0).any():
+        raise OpError("multinomial: weights must be finite, not negative, and not all zero in a row")
+    if not replacement and num_samples > (rows > 0).sum(-1).min():
+        raise OpError(f"multinomial: {num_samples} samples without replacement need as many nonzero weights")
+    rng = _rng(generator, input.device)
+    if replacement or num_samples == 1:  # invert the cumulative distribution
+        edges = np.cumsum(rows, -1)
+        draws = rng.random((len(rows), num_samples)) * edges[:, -1:]
+        index = np.stack([np.searchsorted(e, d, side="right") for e, d in zip(edges, draws, strict=True)])
+        last = (rows > 0).shape[-1] - 1 - np.argmax(rows[:, ::-1] > 0, -1)
+        index = np.minimum(index, last[:, None])
+    else:  # exponential races (Efraimidis and Spirakis 2006)
+        with np.errstate(divide="ignore"):
+            index = np.argsort(rng.exponential(size=rows.shape) / rows, -1)[:, :num_samples]
+    return _finish(index.reshape(*weights.shape[:-1], num_samples).astype(np.int64), input.device, False)

@@ -1,0 +1,431 @@
+"""The autograd engine: records operations as a graph of nodes and walks it backward. Knows no operation by name.
+
+How it works, in five sentences. `apply(op, *tensors)` runs `op.forward` on raw arrays and, where an input requires a
+gradient, keeps the Op instance as the *node* of the result. A node holds its parents (nodes, never Tensors) and what
+the op saved, so a Tensor that nobody uses any more gives its memory back at once. Nodes are numbered in the order of
+their creation, which is a topological order: `run_backward` always takes the highest number left, iteratively, so depth
+does not matter. An op's `backward` is written with Tensor methods; with `create_graph` these are recorded as well, and
+gradients of any order follow from one text. The engine, not the op, sums each gradient down to its input's shape, casts
+it to the input's dtype and adds up several contributions.
+
+Ownership: the first contribution to a gradient is borrowed (it may be anybody's array), the second allocates the sum,
+later ones add in place; a leaf's `.grad` is copied unless the array is known to be nobody else's. This is what makes
+`x + x` and shared intermediates right. See `docs/engine.md`.
+"""
+import threading
+from heapq import heappop, heappush
+from itertools import count
+from weakref import ref
+
+from . import errors
+
+_next_seq = count(1).__next__
+
+
+class _Modes(threading.local):
+    grad = True          # are operations recorded?
+    inference = False    # are results marked as never to be recorded?
+    module_path = None   # a list of module names while somebody traces (detect_anomaly, profile), else None
+
+
+modes = _Modes()
+hooks = []  # active OpHooks, innermost last; empty (and free of cost) normally
+
+
+class OpHook:
+    """Sees every operation of the process; a profiler, tracer or drawer overrides what it needs.
+
+    `op` is the Op instance (also the graph node where one is recorded), arrays are raw, gradients are Tensors."""
+
+    def before_forward(self, op, arrays): ...
+    def after_forward(self, op, arrays, outputs): ...
+    def before_backward(self, op, gradients): ...
+    def after_backward(self, op, gradients, input_gradients): ...
+
+
+class TensorBase:
+    """What the engine knows of a Tensor. Class attributes are the defaults of what few tensors have."""
+
+    array = None         # the NumPy or CuPy array
+    device = None
+    node = None          # the graph node that produced it; a Leaf where the user asked for a gradient; else None
+    grad = None
+    _version = None      # [writes, graph rebases], shared by all views of a storage; made when first needed
+    _view = None         # (base Tensor, rebases when made) of a view
+    _grad_buffer = None  # array into which a leaf's gradient is accumulated (flat optimizer storage)
+    _inference = False
+
+    def version(self):
+        if self._version is None:
+            self._version = [0, 0]
+        return self._version
+
+    def _bump(self):
+        """Record that the values were changed in place."""
+        self.version()[0] += 1
+
+
+_tensor_class = TensorBase
+
+
+def bind(tensor_class):
+    """Tell the engine which class results have (tensor.py does so, once)."""
+    global _tensor_class
+    _tensor_class = tensor_class
+
+
+def wrap(array, device, node=None):
+    """A Tensor around `array`, which it shares. NumPy's scalars become 0-d arrays."""
+    tensor = _tensor_class.__new__(_tensor_class)
+    tensor.array = array if array.__class__ is device.ndarray else device.xp.asarray(array)
+    tensor.device = device
+    if node is not None:
+        tensor.node = node
+    return tensor
+
+
+class Leaf:
+    """The end of the graph at a tensor that requires a gradient; holds it weakly."""
+
+    __slots__ = ("seq", "tensor", "hooks", "__weakref__")
+    name = "leaf"
+
+    def __init__(self, tensor):
+        self.seq, self.tensor, self.hooks = _next_seq(), ref(tensor), None
+
+    def accumulate(self, gradient, owned, create_graph):
+        """Add into the tensor's .grad, which never shares memory with anything else."""
+        tensor = self.tensor()
+        if tensor is None:
+            return
+        old, buffer = tensor.grad, tensor._grad_buffer
+        if create_graph:
+            tensor.grad = gradient if old is None else old + gradient
+        elif old is not None:
+            if old.node is None:
+                old.array += gradient.array
+                old._bump()
+            else:
+                tensor.grad = wrap(old.array + gradient.array, tensor.device)
+        elif buffer is not None:
+            buffer[...] = gradient.array
+            tensor.grad = wrap(buffer, tensor.device)
+        else:
+            tensor.grad = wrap(gradient.array if owned else gradient.array.copy(), tensor.device)
+
+
+class Output:
+    """One output of an operation with several; hands its gradient to the operation's node."""
+
+    __slots__ = ("seq", "op", "index", "hooks", "__weakref__")
+
+    def __init__(self, op, index):
+        self.seq, self.op, self.index, self.hooks = _next_seq(), op, index, None
+
+    @property
+    def name(self):
+        return self.op.name
+
+
+class Op:
+    """An operation; an instance is one application of it, and its node in the graph.
+
+    Subclasses define `forward(ctx, *arrays, **options)` on raw arrays of the module `ctx.xp`, returning an array or a
+    tuple of arrays, and `backward(ctx, *gradients)` on Tensors, returning a gradient or None per input (a tuple where
+    there are several inputs). `view = True` says that the output shares the first input's memory; `fresh = True` that
+    gradients returned by backward are newly allocated and unshared; `symbol` and `explain` shape error messages."""
+
+    view = False
+    fresh = False
+    source = None        # the inputs' device where it differs from the output's (a copy between devices)
+    parents = ()         # nodes of the inputs (None: no gradient wanted); filled in when recorded
+    recording = False
+    hooks = None
+    trace = None         # where it was created, while somebody traces
+    _saved = ()
+    _outputs = None      # several outputs: their (shape, dtype)
+
+    def __init_subclass__(cls):
+        cls.name = cls.__dict__.get("name") or _snake(cls.__name__)
+
+    symbol = ","         # stands between the operands in error messages
+
+    def explain(ctx, arrays, options):
+        """A better reason than NumPy's for the failure of forward on these inputs, or None."""
+
+    def forward(ctx, *arrays, **options):
+        raise TypeError(f"{type(ctx).__name__} defines no forward")
+
+    def backward(ctx, *gradients):
+        raise RuntimeError(f"{ctx.name} is not differentiable")
+
+    @property
+    def needs(ctx):
+        """For each input: is its gradient wanted?"""
+        return [parent is not None for parent in ctx.parents]
+
+    def save(ctx, *arrays):
+        """Keep arrays (inputs, outputs, intermediates or None) for backward; only what it needs."""
+        ctx._saved = arrays
+
+    def _link_saved(ctx, inputs, out, tensor):
+        """Turn what was saved into (array, its node, version list, version): inputs and the output are found by
+        identity, so that backward of backward reaches them. For the output the node is True, meaning this one,
+        because a node that held itself would be freed only by the cyclic garbage collector."""
+        entries = []
+        for array in ctx._saved:
+            entry = (array, None, None, 0)
+            if array is not None:
+                if array is out:
+                    version = tensor.version()
+                    entry = (tensor.array, True, version, version[0])
+                else:
+                    for i, source in enumerate(inputs):
+                        if source.array is array:
+                            if source._inference:
+                                raise RuntimeError(f"{ctx.name}: a tensor made under inference_mode cannot be saved "
+                                                   "for backward; clone() it outside inference_mode first")
+                            version = source.version()
+                            entry = (array, ctx.parents[i], version, version[0])
+                            break
+            entries.append(entry)
+        ctx._saved = entries
+
+    @property
+    def saved(ctx):
+        """What `save` kept, as Tensors connected to the graph (None stays None)."""
+        if ctx._saved is None:
+            raise RuntimeError(errors.freed(ctx))
+        out = []
+        for array, node, version, number in ctx._saved:
+            if version is not None and version[0] != number:
+                raise RuntimeError(errors.stale(ctx, array, number, version[0]))
+            out.append(None if array is None else wrap(array, ctx.device, ctx if node is True else node))
+        return out
+
+    def _backward(ctx, gradients, retain):
+        """Input gradients, matched to the inputs' shapes and dtypes."""
+        for hook in hooks:
+            hook.before_backward(ctx, gradients)
+        result = ctx.backward(*gradients)
+        if result.__class__ is not tuple:
+            result = (result,)
+        if len(result) != len(ctx.parents):
+            raise RuntimeError(f"{ctx.name}: backward returned {len(result)} gradients for {len(ctx.parents)} inputs")
+        matched = []
+        for gradient, parent, (shape, dtype) in zip(result, ctx.parents, ctx.inputs, strict=True):
+            if gradient is not None and parent is not None:
+                array = gradient.array
+                if array.shape != shape:
+                    gradient = _unbroadcast(ctx, gradient, shape)
+                if array.dtype != dtype:
+                    gradient = gradient.to(dtype)
+                if gradient.device is not (ctx.source or ctx.device):
+                    raise RuntimeError(f"{ctx.name}: backward returned a gradient on {gradient.device}, its input is "
+                                       f"on {ctx.source or ctx.device}")
+            matched.append(gradient)
+        for hook in reversed(hooks):
+            hook.after_backward(ctx, gradients, matched)
+        if not retain and ctx._saved:
+            ctx._saved = None
+        return matched
+
+
+def _snake(name):
+    return "".join("_" + c.lower() if c.isupper() and i and not name[i - 1].isupper() else c.lower()
+                   for i, c in enumerate(name))
+
+
+def _unbroadcast(op, gradient, shape):
+    """Sum a gradient over the axes along which the input was broadcast: the one place where this happens."""
+    lead = gradient.array.ndim - len(shape)
+    given = gradient.array.shape[lead:] if lead >= 0 else None
+    if given is None or any(s not in (1, g) for s, g in zip(shape, given, strict=True)):
+        raise RuntimeError(f"{op.name}: backward returned a gradient of shape {gradient.array.shape} for an input of "
+                           f"shape {shape}")
+    axes = tuple(range(lead)) + tuple(lead + i for i, s in enumerate(shape) if s == 1 != given[i])
+    return gradient.sum(axes, keepdim=True).reshape(shape)
+
+
+def apply(op, *inputs, **options):
+    """Run an operation on Tensors; record it where a gradient is wanted. Returns a Tensor or a tuple of Tensors."""
+    ctx = op()
+    try:
+        arrays = [t.array for t in inputs]
+        parents = [t.node for t in inputs]
+        device = inputs[0].device
+    except AttributeError:
+        raise TypeError(errors.not_a_tensor(op, inputs)) from None
+    ctx.xp, ctx.device = device.xp, device
+    for i, tensor in enumerate(inputs):
+        if tensor.device is not device:
+            device, arrays = errors.unify_devices(op, inputs)
+            ctx.xp, ctx.device = device.xp, device
+            break
+        view = tensor._view
+        if view is not None and view[0]._version[1] != view[1]:
+            parents[i] = tensor._refresh_view()
+    if modes.grad:
+        for parent in parents:
+            if parent is not None:
+                ctx.recording, ctx.parents = True, parents
+                break
+    if hooks:
+        for hook in hooks:
+            hook.before_forward(ctx, arrays)
+    try:
+        out = ctx.forward(*arrays, **options)
+    except errors.OpError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
+        raise errors.op_error(ctx, arrays, options, error) from error
+    if out.__class__ is tuple:
+        return _finish_several(ctx, inputs, arrays, out)
+    # the body of wrap(), in place: this is the hottest path of the package
+    tensor = _tensor_class.__new__(_tensor_class)
+    tensor.device = device = ctx.device
+    tensor.array = out if out.__class__ is device.ndarray else device.xp.asarray(out)
+    if ctx.recording:
+        if len(arrays) == 2:
+            a, b = arrays
+            ctx.inputs = ((a.shape, a.dtype), (b.shape, b.dtype))
+        else:
+            ctx.inputs = [(a.shape, a.dtype) for a in arrays]
+        ctx.seq = _next_seq()
+        tensor.node = ctx
+        if ctx._saved:
+            ctx._link_saved(inputs, out, tensor)
+    if ctx.view:
+        _share_storage(tensor, inputs[0])
+    if modes.inference:
+        tensor._inference = True
+    if hooks:
+        for hook in reversed(hooks):
+            hook.after_forward(ctx, arrays, (tensor,))
+    return tensor
+
+
+def _finish_several(ctx, inputs, arrays, out):
+    """The end of `apply` for an operation with several outputs: each gets an Output node of its own."""
+    tensors = tuple(wrap(array, ctx.device) for array in out)
+    if ctx.recording:
+        ctx.inputs = [(a.shape, a.dtype) for a in arrays]
+        ctx._outputs = [(t.array.shape, t.array.dtype) for t in tensors]
+        ctx.seq = _next_seq()
+        for i, tensor in enumerate(tensors):
+            tensor.node = Output(ctx, i)
+        if ctx._saved:
+            ctx._link_saved(inputs, ctx, None)
+    for tensor in tensors:
+        if ctx.view:
+            _share_storage(tensor, inputs[0])
+        tensor._inference = modes.inference
+    for hook in reversed(hooks):
+        hook.after_forward(ctx, arrays, tensors)
+    return tensors
+
+
+def _share_storage(tensor, source):
+    """A view shares its base's version counter and remembers the base, for in-place writes through it."""
+    tensor._version = version = source.version()
+    base = source if source._view is None else source._view[0]
+    tensor._view = (base, version[1])
+
+
+def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
+    """Walk the graph from `roots` = [(node, gradient Tensor)].
+
+    Without `targets`, gradients accumulate in the leaves' .grad. With `targets` (a set of nodes) only paths to them are
+    walked, nothing is accumulated, and a dict node -> gradient is returned; `stop` ends every path at its first target."""
+    needed = None if targets is None else _leading_to([node for node, _ in roots], targets, stop)
+    pending, heap, captured = {}, [], {}
+    for node, gradient in roots:
+        if needed is None or node in needed:
+            _add(pending, heap, node, gradient, False, create_graph)
+    before, modes.grad = modes.grad, create_graph
+    try:
+        while heap:
+            node = heappop(heap)[1]
+            gradient, owned = pending.pop(node)
+            if node.hooks:
+                for hook in list(node.hooks.values()):
+                    changed = hook(gradient)
+                    owned = False  # a hook may keep what it sees
+                    if changed is not None:
+                        gradient = changed
+            if targets is not None and node in targets:
+                captured[node] = gradient
+                if stop:
+                    continue
+            if node.__class__ is Leaf:
+                if targets is None:
+                    node.accumulate(gradient, owned, create_graph)
+            elif node.__class__ is Output:
+                op = node.op
+                slots = pending.get(op)
+                if slots is None:
+                    slots = pending[op] = ([None] * len(op._outputs), True)
+                    heappush(heap, (-op.seq, op))
+                slots[0][node.index] = gradient
+            else:
+                gradients = (gradient,) if node._outputs is None else gradient
+                results = node._backward(gradients, retain_graph)
+                fresh = node.fresh
+                for parent, result in zip(node.parents, results, strict=True):
+                    if result is not None and parent is not None and (needed is None or parent in needed):
+                        _add(pending, heap, parent, result, fresh, create_graph)
+    finally:
+        modes.grad = before
+    return captured
+
+
+def _add(pending, heap, node, gradient, fresh, create_graph):
+    """Add a contribution to the gradient waiting for `node`: borrow the first, allocate on the second, then in place."""
+    entry = pending.get(node)
+    if entry is None:
+        pending[node] = (gradient, fresh)
+        heappush(heap, (-node.seq, node))
+    elif create_graph:
+        pending[node] = (entry[0] + gradient, False)
+    elif entry[1]:
+        entry[0].array += gradient.array
+    else:
+        pending[node] = (wrap(entry[0].array + gradient.array, gradient.device), True)
+
+
+def _leading_to(roots, targets, stop):
+    """The nodes reachable from `roots` from which a target is reachable, without recursion: collect what is reachable,
+    then mark in order of creation (parents always come first)."""
+    reachable, stack = set(), list(roots)
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in reachable:
+            reachable.add(node)
+            if not (stop and node in targets):
+                stack.extend(parents_of(node))
+    needed = set()
+    for node in sorted(reachable, key=lambda node: node.seq):
+        if node in targets or any(parent in needed for parent in parents_of(node)):
+            needed.add(node)
+    return needed
+
+
+def parents_of(node):
+    """The nodes that a node hands its gradient to (None where none is wanted)."""
+    if node.__class__ is Leaf:
+        return ()
+    return (node.op,) if node.__class__ is Output else node.parents
+
+
+def add_hook(tensor, hook):
+    """Call `hook(gradient)` when the gradient of `tensor` is complete; what it returns (unless None) replaces it.
+    Returns a function that removes the hook."""
+    node = tensor.node
+    if node is None:
+        raise RuntimeError("register_hook: the tensor does not require a gradient")
+    if node.hooks is None:
+        node.hooks = {}
+    key = _next_seq()
+    table = node.hooks
+    table[key] = hook
+    return lambda: table.pop(key, None)

@@ -1,0 +1,66 @@
+"""save and load: dicts of tensors as safetensors files. Never pickle."""
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from .device import device as as_device
+from .engine import TensorBase, wrap
+
+
+def save(tensors, path, metadata=None):
+    """Write a dict name -> Tensor or array to a safetensors file, all or nothing (temporary name, fsync, rename).
+
+    Arrays are made contiguous first: safetensors 0.8 writes others wrongly without a word. metadata: a dict of strings
+    kept in the file's header."""
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {}
+    for name, value in tensors.items():
+        if isinstance(value, TensorBase):
+            value = value.device.to_numpy(value.array)
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"save: {name!r} is a {type(value).__name__}, not a tensor or array")
+        arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
+    if metadata is not None and not all(isinstance(s, str) for item in metadata.items() for s in item):
+        raise TypeError("save: metadata must map strings to strings")
+    write_atomic(path, to_bytes(arrays, metadata={"format": "pt", **(metadata or {})}))
+
+
+def write_atomic(path, content):
+    """Write bytes so that `path` holds either the old content or the new, whatever happens meanwhile."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path, device="cpu"):
+    """Read a safetensors file into a dict name -> Tensor on `device`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    place = as_device(device)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"load: there is no file {str(path)!r}")
+    try:
+        return {name: wrap(place.asarray(array), place) for name, array in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"load: {str(path)!r} is not a readable safetensors file: {error}") from None
+
+
+def load_metadata(path):
+    """The dict of strings in a safetensors file's header."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}

@@ -1,0 +1,432 @@
+"""torch.nn.functional's names: activations, normalisation, losses, embedding, dropout, attention."""
+import math
+
+import numpy as np
+
+from .. import dtypes
+from ..engine import apply, wrap
+from ..errors import OpError, OpTypeError
+from ..ops import composed, nn as ops
+from ..ops.common import cast, is_tensor, operands
+from ..ops.movement import pad_constant
+from ..random import default_generator
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def _floating(name, x):
+    if not dtypes.is_floating(x.array.dtype):
+        raise OpTypeError(f"{name}: needs a floating dtype, got {x.array.dtype}")
+
+
+def relu(input, inplace=False):
+    """max(0, x)."""
+    return input.relu_() if inplace else input.relu()
+
+
+def relu6(input, inplace=False):
+    """min(max(0, x), 6); gradient 0 on both bounds."""
+    return hardtanh(input, 0.0, 6.0, inplace)
+
+
+def leaky_relu(input, negative_slope=0.01, inplace=False):
+    """x where positive, else negative_slope * x."""
+    out = (input > 0)._select(input, input * negative_slope)
+    return input._write(lambda: out) if inplace else out
+
+
+def elu(input, alpha=1.0, inplace=False):
+    """x where positive, else alpha (exp(x) - 1)."""
+    below = input.clamp(max=0.0).expm1() * alpha
+    out = (input > 0)._select(input, below)
+    return input._write(lambda: out) if inplace else out
+
+
+def gelu(input, approximate="none"):
+    """x Phi(x), exact ("none") or by "tanh" (GPT-2's)."""
+    if approximate not in ("none", "tanh"):
+        raise OpError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    _floating("gelu", input)
+    return composed.gelu(input, approximate) if ops.LEVEL == "composed" else \
+        apply(ops.Gelu, input, approximate=approximate)
+
+
+def silu(input, inplace=False):
+    """x sigmoid(x), also called swish."""
+    _floating("silu", input)
+    out = composed.silu(input) if ops.LEVEL == "composed" else apply(ops.Silu, input)
+    return input._write(lambda: out) if inplace else out
+
+
+def glu(input, dim=-1):
+    """First half times sigmoid of the second half along `dim`."""
+    if not input.ndim or input.shape[dim] % 2:
+        raise OpError(f"glu: {input.shape}: dimension {dim} must have an even size")
+    a, b = input.chunk(2, dim)
+    return a * b.sigmoid()
+
+
+def softplus(input, beta=1.0, threshold=20.0):
+    """log(1 + exp(beta x)) / beta; x itself where beta x > threshold."""
+    scaled = input * beta
+    linear_part = scaled > threshold
+    small = scaled.masked_fill(linear_part, 0.0)
+    # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
+    value = (-small.abs()).exp().log1p() + small.relu() if not small.requires_grad else _softplus(small)
+    return linear_part._select(input, value * (1 / beta))
+
+
+def _softplus(z):
+    zero = z.new_zeros(z.shape)
+    return z.logaddexp(zero)
+
+
+def logsigmoid(input):
+    """log(sigmoid(x)) = -softplus(-x), without overflow."""
+    return -_softplus(-input)
+
+
+def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
+    """min(max(x, min_val), max_val); gradient 0 on the bounds and beyond."""
+    if min_val > max_val:
+        raise OpError(f"hardtanh: min_val {min_val} is larger than max_val {max_val}")
+    outside = (input <= min_val) | (input >= max_val)
+    out = outside._select(input.detach().clamp(min_val, max_val), input)
+    return input._write(lambda: out) if inplace else out
+
+
+def tanhshrink(input):
+    """x - tanh(x)."""
+    return input - input.tanh()
+
+
+def tanh(input):
+    return input.tanh()
+
+
+def sigmoid(input):
+    return input.sigmoid()
+
+
+def softmax(input, dim=None, dtype=None):
+    """exp(x) / sum(exp(x)) along `dim`."""
+    return input.softmax(_last("softmax", input, dim), dtype=dtype)
+
+
+def log_softmax(input, dim=None, dtype=None):
+    """log(softmax(x)) along `dim`, without overflow."""
+    return input.log_softmax(_last("log_softmax", input, dim), dtype=dtype)
+
+
+def _last(name, x, dim):
+    if dim is None:  # PyTorch's old implicit choice
+        return 0 if x.ndim in (0, 1, 3) else 1
+    return dim
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+def linear(input, weight, bias=None):
+    """x (..., in) @ weight (out, in)^T + bias (out) -> (..., out). weight may be (in): then (...)."""
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if len({t.array.dtype for t in tensors}) > 1:
+        raise OpTypeError(f"linear: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}")
+    if weight.ndim != 2 or ops.LEVEL == "composed" or (bias is not None and bias.ndim != 1) or not input.ndim:
+        y = input.matmul(weight.t())
+        return y if bias is None else y + bias
+    return apply(ops.Linear, *tensors)
+
+
+def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False):
+    """Rows of weight (rows, width) by integer ids: input.shape + (width,). Ids out of range are an IndexError.
+    The row `padding_idx` gets no gradient."""
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        raise OpError("embedding: max_norm, scale_grad_by_freq and sparse are not offered")
+    ops.check_ids("embedding", input)
+    if weight.ndim != 2:
+        raise OpError(f"embedding: weight must be 2-D, got {weight.shape}")
+    if padding_idx is not None:
+        if not -weight.shape[0] <= padding_idx < weight.shape[0]:
+            raise OpError(f"embedding: padding_idx {padding_idx} is out of range for {weight.shape[0]} rows")
+        padding_idx %= weight.shape[0]
+    if ops.LEVEL == "composed" and padding_idx is None:
+        return composed.embedding(weight, input)
+    return apply(ops.Embedding, weight, ids=input.array, padding=padding_idx)
+
+
+def dropout(input, p=0.5, training=True, inplace=False):
+    """Zero each element with probability p and scale the rest by 1 / (1 - p), in training only. The mask is not
+    stored: backward draws it again from the generator's stream."""
+    ops.check_probability("dropout", p)
+    if not training or p == 0:
+        return input
+    if p == 1:
+        out = input * 0.0
+    else:
+        out = apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
+    return input._write(lambda: out) if inplace else out
+
+
+def _rows(name, input, normalized_shape, *affine):
+    shape = tuple(normalized_shape)
+    if not shape or input.shape[-len(shape):] != shape:
+        raise OpError(f"{name}: {input.shape} does not end in normalized_shape {shape}")
+    for t in affine:
+        if t is not None and t.shape != shape:
+            raise OpError(f"{name}: weight and bias must have shape {shape}, got {t.shape}")
+    width = math.prod(shape)
+    return input.reshape(input.array.size // width if width else math.prod(input.shape[:-len(shape)]), width), width
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions `normalized_shape` (arXiv:1607.06450)."""
+    rows, width = _rows("layer_norm", input, normalized_shape, weight, bias)
+    if bias is not None and weight is None:
+        return layer_norm(input, normalized_shape, None, None, eps) + bias
+    affine = [t.reshape(width) for t in (weight, bias) if t is not None]
+    if ops.LEVEL == "composed" or not width or not rows.array.size:
+        return composed.layer_norm(rows, *affine, eps=eps).reshape(input.shape)
+    return apply(ops.LayerNorm, rows, *affine, eps=eps, bias=bias is not None).reshape(input.shape)
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimensions; eps is the dtype's machine epsilon unless given
+    (arXiv:1910.07467)."""
+    rows, width = _rows("rms_norm", input, normalized_shape, weight)
+    eps = float(np.finfo(input.array.dtype).eps) if eps is None else eps
+    affine = [] if weight is None else [weight.reshape(width)]
+    if ops.LEVEL == "composed" or not width or not rows.array.size:
+        return composed.rms_norm(rows, *affine, eps=eps).reshape(input.shape)
+    return apply(ops.RMSNorm, rows, *affine, eps=eps).reshape(input.shape)
+
+
+def one_hot(tensor, num_classes=-1):
+    """int64 tensor with a 1 at each id along a new last dimension of size num_classes (largest id + 1 unless given)."""
+    ids = tensor.array
+    if ids.dtype != np.int64:
+        raise OpTypeError(f"one_hot: ids must be int64, got {ids.dtype}")
+    if ids.size == 0 and num_classes <= 0:
+        raise OpError("one_hot: num_classes must be given for an empty tensor")
+    if ids.size and int(ids.min()) < 0:
+        raise OpError(f"one_hot: ids must not be negative, got {int(ids.min())}")
+    if num_classes == -1:
+        num_classes = int(ids.max()) + 1
+    elif ids.size and int(ids.max()) >= num_classes:
+        raise OpError(f"one_hot: id {int(ids.max())} does not fit {num_classes} classes")
+    xp = tensor.device.xp
+    return wrap((ids[..., None] == xp.arange(num_classes)).astype(np.int64), tensor.device)
+
+
+def pad(input, pad, mode="constant", value=None):
+    """Pad (or with negative widths crop) the last dimensions: (before last, after last, before second last, ...).
+    mode "constant", "reflect", "replicate" or "circular"."""
+    if mode == "constant":
+        return pad_constant(input, pad, value or 0)
+    if mode not in ("reflect", "replicate", "circular"):
+        raise OpError(f"pad: mode must be constant, reflect, replicate or circular, got {mode!r}")
+    if value is not None:
+        raise OpError(f"pad: mode {mode!r} takes no value")
+    if len(pad) % 2 or not len(pad) // 2 < input.ndim <= len(pad) // 2 + 2:
+        raise OpError(f"pad: {input.shape}: mode {mode!r} pads the last {len(pad) // 2} dimensions of a tensor with 1 or 2 more")
+    x = input
+    kinds = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    for i in range(len(pad) // 2):
+        dim, before, after = x.ndim - 1 - i, pad[2 * i], pad[2 * i + 1]
+        n = x.shape[dim]
+        most = n - 1 if mode == "reflect" else n
+        if mode != "replicate" and max(before, after) > most:
+            raise OpError(f"pad: {x.shape}: {mode} pads dimension {dim} by at most {most}, got {(before, after)}")
+        index = np.pad(np.arange(n), (max(before, 0), max(after, 0)), mode=kinds[mode])
+        index = index[max(-before, 0):len(index) - max(-after, 0)]
+        x = x.index_select(dim, wrap(x.device.asarray(index), x.device))
+    return x
+
+
+def normalize(input, p=2.0, dim=1, eps=1e-12):
+    """x / max(norm_p(x), eps) along `dim`."""
+    return input / input.norm(p, dim, keepdim=True).clamp(min=eps)
+
+
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    """Cosine of the angle between vectors along `dim`; norms below eps count as eps."""
+    a, b = operands(x1, x2)
+    size = np.broadcast_shapes(a.shape, b.shape)
+    a, b = a.expand(size), b.expand(size)
+    return ((a / a.norm(2, dim, keepdim=True).clamp(min=eps)) * (b / b.norm(2, dim, keepdim=True).clamp(min=eps))).sum(dim)
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------------
+
+def _reduce(name, loss, reduction):
+    if reduction == "none":
+        return loss
+    if reduction not in ("mean", "sum"):
+        raise OpError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def mse_loss(input, target, reduction="mean", weight=None):
+    """(x - y)^2."""
+    loss = (input - target).square()
+    return _reduce("mse_loss", loss if weight is None else loss * weight, reduction)
+
+
+def l1_loss(input, target, reduction="mean", weight=None):
+    """|x - y|."""
+    loss = (input - target).abs()
+    return _reduce("l1_loss", loss if weight is None else loss * weight, reduction)
+
+
+def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
+    """0.5 d^2 / beta where d = |x - y| < beta, else d - beta / 2."""
+    if beta < 0:
+        raise OpError(f"smooth_l1_loss: beta must not be negative, got {beta}")
+    d = (input - target).abs()
+    if beta == 0:
+        return _reduce("smooth_l1_loss", d, reduction)
+    return _reduce("smooth_l1_loss", (d < beta)._select(d * d * (0.5 / beta), d - 0.5 * beta), reduction)
+
+
+def _class_rows(name, input, target):
+    """input (n, C) and target (n) from (C), (n, C) or (n, C, d1, ...), and the shape of an unreduced loss."""
+    shape = input.shape
+    if input.ndim < 1:
+        raise OpError(f"{name}: the input needs a dimension of classes")
+    if input.ndim == 1:
+        expected = ()
+        rows = input.unsqueeze(0)
+    else:
+        expected = (shape[0], *shape[2:])
+        rows = input if input.ndim == 2 else input.movedim(1, -1).reshape(math.prod(expected), shape[1])
+    if target.shape != expected:
+        raise OpError(f"{name}: input {shape} needs a target of shape {expected}, got {target.shape}")
+    return rows, target.reshape(-1), expected
+
+
+def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
+    """-input[target] for log-probabilities (n, C) or (n, C, d1, ...); mean is weighted by the classes' weights."""
+    ops.check_ids("nll_loss", target)
+    rows, ids, shape = _class_rows("nll_loss", input, target)
+    counted = ids != ignore_index
+    safe = ids.masked_fill(~counted, 0)
+    if weight is not None and weight.shape != rows.shape[1:]:
+        raise OpError(f"nll_loss: weight must have shape {rows.shape[1:]}, got {weight.shape}")
+    picked = -rows.gather(1, safe.unsqueeze(1)).squeeze(1)
+    share = counted.to(rows.dtype) if weight is None else weight.index_select(0, safe).masked_fill(~counted, 0.0)
+    loss = picked.masked_fill(~counted, 0.0) * share
+    if reduction == "mean":
+        return loss.sum() / share.sum()
+    return _reduce("nll_loss", loss.reshape(shape), reduction)
+
+
+def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
+                  label_smoothing=0.0):
+    """-log softmax(logits)[target] for logits (n, C), (C) or (n, C, d1, ...). `target` holds class ids (the rows with
+    ignore_index do not count) or probabilities of the input's shape."""
+    if size_average is not None or reduce is not None:
+        raise OpError("cross_entropy: size_average and reduce are not offered; use reduction")
+    if not 0 <= label_smoothing <= 1:
+        raise OpError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
+    _floating("cross_entropy", input)
+    if dtypes.is_floating(target.dtype):
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
+    rows, ids, shape = _class_rows("cross_entropy", input, target)
+    if weight is None and not label_smoothing and rows.array.size and ops.LEVEL != "composed":
+        loss = apply(ops.CrossEntropy, rows, target=ids.array, ignore_index=ignore_index)
+        if reduction == "mean":
+            return loss.sum() * (1 / count if (count := int((ids.array != ignore_index).sum())) else math.nan)
+        return _reduce("cross_entropy", loss.reshape(shape), reduction)
+    logp = rows.log_softmax(1)
+    hard = nll_loss(logp, ids, weight, ignore_index, reduction)
+    if not label_smoothing:
+        return hard.reshape(shape) if reduction == "none" else hard
+    counted = ids != ignore_index
+    smooth = -(logp if weight is None else logp * weight).sum(1).masked_fill(~counted, 0.0)
+    if reduction == "mean":
+        share = counted.to(rows.dtype) if weight is None else \
+            weight.index_select(0, ids.masked_fill(~counted, 0)).masked_fill(~counted, 0.0)
+        smooth = smooth.sum() / share.sum()
+    else:
+        smooth = _reduce("cross_entropy", smooth, reduction)
+    loss = hard * (1 - label_smoothing) + smooth * (label_smoothing / rows.shape[1])
+    return loss.reshape(shape) if reduction == "none" else loss
+
+
+def _soft_cross_entropy(input, target, weight, reduction, label_smoothing):
+    """The target is a distribution over the classes."""
+    if target.shape != input.shape:
+        raise OpError(f"cross_entropy: probabilities must have the input's shape {input.shape}, got {target.shape}")
+    dim = 0 if input.ndim == 1 else 1
+    classes = input.shape[dim]
+    if label_smoothing:
+        target = target * (1 - label_smoothing) + label_smoothing / classes
+    logp = input.log_softmax(dim)
+    if weight is not None:
+        logp = logp * weight.reshape((-1,) + (1,) * (input.ndim - dim - 1))
+    loss = -(logp * target).sum(dim)
+    if reduction == "mean":
+        return loss.sum() * (1 / n if (n := input.array.size // max(classes, 1)) else math.nan)
+    return _reduce("cross_entropy", loss, reduction)
+
+
+def binary_cross_entropy_with_logits(input, target, weight=None, size_average=None, reduce=None, reduction="mean",
+                                     pos_weight=None):
+    """-(pos_weight y log sigmoid(x) + (1 - y) log(1 - sigmoid(x))), without overflow."""
+    if target.shape != input.shape:
+        raise OpError(f"binary_cross_entropy_with_logits: target {target.shape} must have the input's shape {input.shape}")
+    log_p = logsigmoid(input)  # log(1 - sigmoid(x)) = log sigmoid(x) - x
+    if pos_weight is None:
+        loss = (1 - target) * input - log_p
+    else:
+        loss = (1 - target) * input - (1 + (pos_weight - 1) * target) * log_p
+    return _reduce("binary_cross_entropy_with_logits", loss if weight is None else loss * weight, reduction)
+
+
+def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_target=False):
+    """target (log target - input) for log-probabilities `input`; 0 where target is 0. reduction "batchmean" divides by
+    the first size."""
+    if log_target:
+        loss = target.exp() * (target - input)
+    else:
+        a, b = operands(input, target)
+        zero = b == 0
+        loss = (b * b.masked_fill(zero, 1.0).log()) - b * a
+    if reduction == "batchmean":
+        return loss.sum() / input.shape[0] if input.ndim else loss.sum()
+    return _reduce("kl_div", loss, reduction)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                                 enable_gqa=False):
+    """softmax(scale q k^T + mask) v for q (..., H, T, d), k (..., H, S, d), v (..., H, S, e); scale 1 / sqrt(d).
+    attn_mask: bool (True may be looked at) or added to the scores, broadcast to (..., T, S). is_causal hides what
+    comes later. enable_gqa: k and v have H / groups heads. dropout_p always applies, as in PyTorch."""
+    q, k, v = query, key, value
+    name = "scaled_dot_product_attention"
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise OpError(f"{name}: q {q.shape}, k {k.shape}, v {v.shape}: need (..., T, d), (..., S, d), (..., S, e)")
+    if len({t.array.dtype for t in (q, k, v)}) > 1:
+        raise OpTypeError(f"{name}: dtypes differ: {q.dtype}, {k.dtype}, {v.dtype}")
+    if is_causal and attn_mask is not None:
+        raise OpError(f"{name}: give attn_mask or is_causal, not both")
+    ops.check_probability(name, dropout_p)
+    _floating(name, q)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else 1.0 if scale is None else scale
+    if enable_gqa and q.shape[-3] != k.shape[-3]:
+        if q.shape[-3] % k.shape[-3]:
+            raise OpError(f"{name}: {q.shape[-3]} query heads are not a multiple of {k.shape[-3]} key heads")
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    q, k, v = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
+    identity = default_generator(q.device).next_stream() if dropout_p else None
+    if attn_mask is not None:
+        if attn_mask.dtype != bool:
+            attn_mask = cast(attn_mask, q.dtype)
+        attn_mask = attn_mask.expand(np.broadcast_shapes(attn_mask.shape, (*lead, q.shape[-2], k.shape[-2])))
+    if ops.LEVEL == "composed" or (is_tensor(attn_mask) and attn_mask.requires_grad) or not k.shape[-2]:
+        keep = None if identity is None else dropout(q.new_ones(*lead, q.shape[-2], k.shape[-2]), dropout_p)
+        return composed.attention(q, k, v, attn_mask, is_causal, scale, keep)
+    return apply(ops.Attention, q, k, v, mask=None if attn_mask is None else attn_mask.array, causal=is_causal,
+                 scale=scale, p=dropout_p, identity=identity)

@@ -1,0 +1,100 @@
+"""What several families share: operands, dtypes, dimensions."""
+import numbers
+
+import numpy as np
+
+from .. import dtypes
+from ..engine import Op, apply, wrap
+from ..errors import OpIndexError, OpTypeError
+
+
+class Cast(Op):
+    """x as another dtype; the engine casts the gradient back."""
+
+    def forward(ctx, x, dtype):
+        return x.astype(dtype)
+
+    def backward(ctx, g):
+        return g
+
+
+def cast(tensor, dtype):
+    """`tensor` with dtype `dtype`, itself where it has it already. Casts from or to integers have no gradient."""
+    if tensor.array.dtype == dtype:
+        return tensor
+    if not (dtypes.is_floating(dtype) and dtypes.is_floating(tensor.array.dtype)):
+        return wrap(tensor.array.astype(dtype), tensor.device)
+    return apply(Cast, tensor, dtype=dtype)
+
+
+def is_tensor(value):
+    return hasattr(value, "node") and hasattr(value, "array")
+
+
+def scalar(value, like, dtype=None):
+    """A Python number or array as a Tensor on the device of `like`."""
+    return wrap(like.device.asarray(np.asarray(value, dtype)), like.device)
+
+
+def operands(a, b):
+    """Two operands (at least one a Tensor) as Tensors of one dtype, by PyTorch's promotion."""
+    ranks, values = [], []
+    like = a if is_tensor(a) else b
+    for value in (a, b):
+        if is_tensor(value):
+            ranks.append((value.array.dtype, 2 if value.array.ndim else 1))
+        elif isinstance(value, numbers.Number) and not isinstance(value, np.generic):
+            if isinstance(value, complex):
+                raise OpTypeError("complex numbers are not supported")
+            ranks.append((dtypes.scalar_dtype(value), 0))
+        elif isinstance(value, np.ndarray | np.generic) or hasattr(value, "__cuda_array_interface__"):
+            value = scalar(value, like)
+            ranks.append((value.array.dtype, 2 if value.array.ndim else 1))
+        else:
+            raise OpTypeError(f"expected a Tensor, an array or a number, got {type(value).__name__}")
+        values.append(value)
+    dtype = dtypes.result_dtype(ranks)
+    return [cast(v, dtype) if is_tensor(v) else scalar(v, like, dtype) for v in values]
+
+
+def binary(op, a, b):
+    """Apply a two-operand op after bringing both to one dtype; the common case costs two attribute reads."""
+    try:
+        if a.array.dtype is b.array.dtype:
+            return apply(op, a, b)
+    except AttributeError:
+        pass
+    a, b = operands(a, b)
+    return apply(op, a, b)
+
+
+def to_float(tensor):
+    """Integers become the default floating dtype, as PyTorch does before exp, sqrt, division ..."""
+    return tensor if dtypes.is_floating(tensor.array.dtype) else cast(tensor, dtypes.get_default_dtype())
+
+
+def dim_index(dim, ndim, name="dim"):
+    """A dimension counted from the front; negative ones count from the back. 0-d tensors have dimension 0 and -1."""
+    n = max(ndim, 1)
+    if not isinstance(dim, int | np.integer) or isinstance(dim, bool):
+        raise OpTypeError(f"{name} must be an integer, got {dim!r}")
+    if not -n <= dim < n:
+        raise OpIndexError(f"{name} {dim} is out of range for a tensor of {ndim} dimensions ({-n} to {n - 1})")
+    return int(dim) % n
+
+
+def dim_tuple(dim, ndim):
+    """None (all), a dimension or several, as a sorted tuple of axes that NumPy accepts (empty for 0-d)."""
+    if dim is None or (isinstance(dim, tuple | list) and not dim):
+        return tuple(range(ndim))
+    dims = [dim_index(d, ndim) for d in (dim if isinstance(dim, tuple | list) else (dim,))]
+    if len(set(dims)) != len(dims):
+        raise OpIndexError(f"dim {tuple(dim)} names a dimension twice")
+    return tuple(sorted(dims)) if ndim else ()
+
+
+def sizes(args):
+    """Sizes given as f(2, 3) or f((2, 3)) as a tuple of ints."""
+    if len(args) == 1 and isinstance(args[0], tuple | list):
+        args = args[0]
+    return tuple(int(a) for a in args)

@@ -1,0 +1,176 @@
+"""In-place operations, right also through views.
+
+x.op_() computes out of place, writes the result into x's memory and gives x the result's graph node. Through a view,
+the base changes as well: its new node is WriteView(base, values), and every view of it reads the new base (ReadView)
+when next used. Under no_grad only the memory and the version counter change.
+"""
+import numpy as np
+
+from ..engine import Leaf, Op, apply, modes, wrap
+from ..errors import OpError, OpTypeError
+from .. import dtypes
+from .common import cast, is_tensor, scalar
+from .indexing import Put, SetItem, Take
+
+
+def _address(array):
+    return array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
+
+
+def _offsets(array):
+    """The byte offset of every element from the first."""
+    total = np.zeros(array.shape, np.int64)
+    for d, (n, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
+        total += (np.arange(n) * stride).reshape((n,) + (1,) * (array.ndim - d - 1))
+    return total
+
+
+def positions_in(base, view):
+    """For each element of `view`, its position in the flattened `base`, whose memory it shares."""
+    own = _offsets(base).reshape(-1)
+    order = np.argsort(own)
+    return order[np.searchsorted(own, (_offsets(view) + (_address(view) - _address(base))).reshape(-1), sorter=order)]
+
+
+class WriteView(Op):
+    """The base after `values` were written through a view of it at the flat `positions`."""
+
+    def forward(ctx, base, values, positions):
+        ctx.positions, ctx.shapes = positions, (base.shape, values.shape)
+        return base  # the memory already holds the values
+
+    def backward(ctx, g):
+        flat = g.reshape(-1)
+        index = (ctx.device.asarray(ctx.positions),)
+        kept = apply(SetItem, flat, scalar(0, g, g.array.dtype), index=index, copy=True)
+        return kept.reshape(ctx.shapes[0]), apply(Take, flat, index=index, distinct=True).reshape(ctx.shapes[1])
+
+
+class ReadView(Op):
+    """A view of a base that was written to since: `array` is the view's memory."""
+
+    def forward(ctx, base, array, positions):
+        ctx.positions, ctx.shape = positions, base.shape
+        return array
+
+    def backward(ctx, g):
+        index = (ctx.device.asarray(ctx.positions),)
+        size = int(np.prod(ctx.shape, dtype=int))
+        return apply(Put, g.reshape(-1), shape=(size,), index=index, distinct=False).reshape(ctx.shape)
+
+
+def _in_place(name):
+    def method(self, *args, **options):
+        return self._write(lambda: getattr(self, name)(*args, **options))
+    method.__name__ = name + "_"
+    method.__doc__ = f"`{name}` in place; returns self."
+    return method
+
+
+class InPlaceMethods:
+    """PyTorch's in-place methods and operators. A leaf that requires a gradient may only be changed under no_grad."""
+
+    def _write(self, compute):
+        base = self if self._view is None else self._view[0]
+        if modes.grad and base.node.__class__ is Leaf:
+            raise RuntimeError("a leaf tensor that requires a gradient cannot be changed in place while gradients are "
+                               "recorded; do it under tg.no_grad()")
+        result, array = compute(), self.array
+        if result.array.shape != array.shape:
+            raise OpError(f"in-place: the result has shape {tuple(result.array.shape)}, which does not fit into "
+                          f"{tuple(array.shape)}")
+        if dtypes.category(result.array.dtype) > dtypes.category(array.dtype):
+            raise OpTypeError(f"in-place: a {result.array.dtype} result does not fit into a {array.dtype} tensor")
+        result = cast(result, array.dtype)
+        node = result.node
+        if result.array is not array:
+            if node is not None and node.__class__ is not Leaf:
+                _unshare(node, array)
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise OpError("in-place: this tensor shares memory with itself (expand) or is read-only; clone() it first")
+            array[...] = result.array
+        self._bump()
+        if not modes.grad:
+            return self
+        if self._view is None:
+            self.node = node
+        elif node is not None or base.node is not None:
+            written = apply(WriteView, base, result, positions=positions_in(base.array, array))
+            base.node = written.node
+            base.version()[1] += 1
+            self._refresh_view()
+        return self
+
+    def _refresh_view(self):
+        """Read a base that was changed through another view; returns the new node."""
+        base = self._view[0]
+        self._view = (base, base._version[1])
+        self.node = None
+        if base.node is not None:
+            self.node = apply(ReadView, base, array=self.array, positions=positions_in(base.array, self.array)).node
+        return self.node
+
+    def copy_(self, source):
+        """Copy the (broadcast) values of another tensor, with its gradient."""
+        if not is_tensor(source):
+            source = scalar(source, self)
+        if dtypes.category(source.array.dtype) > dtypes.category(self.array.dtype):
+            source = wrap(source.array.astype(self.array.dtype), source.device)
+        return self._write(lambda: cast(source.to(self.device), self.array.dtype).expand(self.array.shape))
+
+    def fill_(self, value):
+        """Set every element to a number or 0-d tensor."""
+        if is_tensor(value):
+            return self.copy_(value)
+        return self._write(lambda: wrap(self.device.xp.full_like(self.array, value), self.device))
+
+    def zero_(self):
+        return self.fill_(0)
+
+    add_, sub_, mul_, div_, pow_ = (_in_place(n) for n in ("add", "sub", "mul", "div", "pow"))
+    neg_, abs_, exp_, log_, sqrt_, rsqrt_ = (_in_place(n) for n in ("neg", "abs", "exp", "log", "sqrt", "rsqrt"))
+    tanh_, sigmoid_, relu_, reciprocal_ = (_in_place(n) for n in ("tanh", "sigmoid", "relu", "reciprocal"))
+    floor_, ceil_, round_, trunc_, sin_, cos_ = (_in_place(n) for n in ("floor", "ceil", "round", "trunc", "sin", "cos"))
+    clamp_, lerp_, addcmul_, addcdiv_ = (_in_place(n) for n in ("clamp", "lerp", "addcmul", "addcdiv"))
+    masked_fill_, scatter_, scatter_add_ = (_in_place(n) for n in ("masked_fill", "scatter", "scatter_add"))
+    index_add_, index_put_, square_, erf_ = (_in_place(n) for n in ("index_add", "index_put", "square", "erf"))
+    tril_, triu_, cumsum_, addmm_ = (_in_place(n) for n in ("tril", "triu", "cumsum", "addmm"))
+    floor_divide_, remainder_, logical_not_ = (_in_place(n) for n in ("floor_divide", "remainder", "logical_not"))
+    clip_, baddbmm_, cumprod_, expm1_, log1p_ = (_in_place(n) for n in ("clip", "baddbmm", "cumprod", "expm1", "log1p"))
+
+    __iadd__, __isub__, __imul__, __itruediv__, __ipow__ = add_, sub_, mul_, div_, pow_
+    __ifloordiv__, __imod__ = floor_divide_, remainder_
+
+    def __iand__(self, other):
+        return self._write(lambda: self & other)
+
+    def __ior__(self, other):
+        return self._write(lambda: self | other)
+
+    def __ixor__(self, other):
+        return self._write(lambda: self ^ other)
+
+    # ---- random fills
+    def normal_(self, mean=0.0, std=1.0, *, generator=None):
+        """Fill with normal numbers."""
+        return self._random(generator, lambda rng, shape: rng.standard_normal(shape) * std + mean)
+
+    def uniform_(self, a=0.0, b=1.0, *, generator=None):
+        """Fill with numbers uniform in [a, b)."""
+        return self._random(generator, lambda rng, shape: rng.random(shape) * (b - a) + a)
+
+    def bernoulli_(self, p=0.5, *, generator=None):
+        """Fill with 1 where a uniform number is below p, else 0."""
+        return self._random(generator, lambda rng, shape: rng.random(shape) < p)
+
+    def _random(self, generator, draw):
+        from ..random import default_generator
+        values = draw((generator or default_generator(self.device)).numpy(), self.array.shape)
+        values = self.device.asarray(np.asarray(values, self.array.dtype))
+        return self._write(lambda: wrap(values, self.device))
+
+
+def _unshare(node, array):
+    """Let `node` keep its own copy of an input that is about to be overwritten."""
+    if isinstance(node, Op):
+        node._saved = [(a.copy(), n, None, 0) if a is array else (a, n, v, c) for a, n, v, c in node._saved or ()]

@@ -1,0 +1,307 @@
+"""Operations of neural networks that run as one routine of `kernels/` each way."""
+import os
+
+import numpy as np
+
+from .. import dtypes
+from ..engine import Op, apply, modes, run_backward, wrap
+from ..errors import OpError, OpTypeError
+from ..kernels import reference as kernels
+from . import composed
+from .common import cast, dim_index, is_tensor
+
+LEVEL = os.environ.get("TENSORGRAD_LEVEL", "fast")  # "composed" runs every fused operation by its definition
+
+
+class Alias(Op):
+    """x itself, as a node of its own."""
+
+    def forward(ctx, x):
+        return x.view()
+
+    def backward(ctx, g):
+        return g
+
+
+class Fused(Op):
+    """An operation whose gradient is computed on arrays. It saves its inputs first; `define(*inputs)` is its composed
+    definition, which takes over under create_graph; `gradient(saved, g)` returns arrays for the inputs."""
+
+    fresh = True
+
+    def define(ctx, *inputs):
+        raise TypeError(f"{ctx.name} has no composed definition")
+
+    def gradient(ctx, saved, g):
+        raise TypeError(f"{ctx.name} has no gradient")
+
+    def backward(ctx, g):
+        saved = ctx.saved
+        if modes.grad:
+            return ctx._define_backward(saved, g)
+        arrays = ctx.gradient([None if s is None else s.array for s in saved], g.array)
+        return tuple(None if a is None else wrap(a, ctx.device) for a in arrays)
+
+    def _define_backward(ctx, saved, g):
+        # a tensor may stand in several places: through aliases each place gets its own gradient
+        inputs = [None if t is None else apply(Alias, t) for t in saved[:len(ctx.parents)]]
+        out = ctx.define(*inputs)
+        wanted = {t.node for t in inputs if t is not None and t.node is not None}
+        found = run_backward([(out.node, g)], True, True, wanted, stop=True)
+        return tuple(None if t is None or t.node is None else found.get(t.node) for t in inputs)
+
+
+class Linear(Fused):
+    """x (..., in) @ weight (out, in)^T + bias."""
+
+    def forward(ctx, x, weight, bias=None):
+        ctx.save(*((x, weight) if bias is None else (x, weight, bias)))
+        if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+            raise ValueError("x must end in the weight's second size, the bias have its first")
+        y = kernels.linear(ctx.xp, x.reshape(-1, x.shape[-1]), weight, bias)
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def define(ctx, *inputs):
+        return composed.linear(*inputs)
+
+    def gradient(ctx, saved, g):
+        x, weight = saved[:2]
+        g2, x2 = g.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
+        needs = ctx.needs
+        grads = [(g2 @ weight).reshape(x.shape) if needs[0] else None, g2.T @ x2 if needs[1] else None]
+        return grads if len(needs) == 2 else [*grads, g2.sum(axis=0) if needs[2] else None]
+
+
+class Gelu(Fused):
+    def forward(ctx, x, approximate):
+        ctx.approximate = approximate
+        y = kernels.gelu(ctx.xp, x, approximate)
+        ctx.save(x, y)
+        return y
+
+    def define(ctx, x):
+        return composed.gelu(x, ctx.approximate)
+
+    def gradient(ctx, saved, g):
+        return [kernels.gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
+
+
+class Silu(Fused):
+    def forward(ctx, x):
+        ctx.save(x)
+        return kernels.silu(ctx.xp, x)
+
+    def define(ctx, x):
+        return composed.silu(x)
+
+    def gradient(ctx, saved, g):
+        return [kernels.silu_backward(ctx.xp, *saved, g)]
+
+
+class Relu(Op):
+    def forward(ctx, x):
+        y = ctx.xp.maximum(x, 0)
+        ctx.save(y)
+        return y
+
+    def backward(ctx, g):
+        y, = ctx.saved
+        return g * wrap((y.array > 0).astype(g.array.dtype), ctx.device)
+
+
+class Softmax(Op):
+    def forward(ctx, x, dim):
+        ctx.dim = dim
+        y = kernels.softmax(ctx.xp, x, dim)
+        ctx.save(y)
+        return y
+
+    def backward(ctx, g):
+        y, = ctx.saved
+        if not modes.grad:
+            return wrap(kernels.softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+        return y * (g - (g * y).sum(ctx.dim, keepdim=True))
+
+
+class LogSoftmax(Op):
+    def forward(ctx, x, dim):
+        ctx.dim = dim
+        y = kernels.log_softmax(ctx.xp, x, dim)
+        ctx.save(y)
+        return y
+
+    def backward(ctx, g):
+        y, = ctx.saved
+        if not modes.grad:
+            return wrap(kernels.log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+        return g - y.exp() * g.sum(ctx.dim, keepdim=True)
+
+
+class LayerNorm(Fused):
+    """Over the last dimension of x (n, width); weight and bias (width) or absent."""
+
+    def forward(ctx, x, *affine, eps, bias):
+        ctx.eps, ctx.has_bias = eps, bias
+        weight = affine[0] if affine else None
+        y, mean, rstd = kernels.layer_norm(ctx.xp, x, weight, affine[1] if bias else None, eps)
+        ctx.save(x, *affine, mean, rstd)
+        return y
+
+    def define(ctx, *inputs):
+        return composed.layer_norm(*inputs, eps=ctx.eps)
+
+    def gradient(ctx, saved, g):
+        x, *affine, mean, rstd = saved
+        grads = kernels.layer_norm_backward(ctx.xp, x, affine[0] if affine else None, mean, rstd, g, bool(affine))
+        return grads[:1 + len(affine)]
+
+
+class RMSNorm(Fused):
+    """Over the last dimension of x (n, width); weight (width) or absent."""
+
+    name = "rms_norm"
+
+    def forward(ctx, x, *affine, eps):
+        ctx.eps = eps
+        y, rstd = kernels.rms_norm(ctx.xp, x, affine[0] if affine else None, eps)
+        ctx.save(x, *affine, rstd)
+        return y
+
+    def define(ctx, *inputs):
+        return composed.rms_norm(*inputs, eps=ctx.eps)
+
+    def gradient(ctx, saved, g):
+        x, *affine, rstd = saved
+        grads = kernels.rms_norm_backward(ctx.xp, x, affine[0] if affine else None, rstd, g, bool(affine))
+        return grads[:1 + len(affine)]
+
+
+class CrossEntropy(Fused):
+    """Loss per row of logits (n, classes) for target (n)."""
+
+    def forward(ctx, logits, target, ignore_index):
+        ctx.ignore_index, ctx.target = ignore_index, target
+        if isinstance(target, np.ndarray) and target.size:
+            wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
+            if wrong.size:
+                raise IndexError(f"target {int(wrong[0])} is out of range for {logits.shape[1]} classes")
+        loss, lse, counted = kernels.cross_entropy(ctx.xp, logits, target, ignore_index)
+        ctx.save(logits, lse, counted)
+        return loss
+
+    def define(ctx, logits):
+        return composed.cross_entropy(logits, wrap(ctx.target, ctx.device), ctx.ignore_index)
+
+    def gradient(ctx, saved, g):
+        logits, lse, counted = saved
+        return [kernels.cross_entropy_backward(ctx.xp, logits, ctx.target, lse, counted, g)]
+
+
+class Embedding(Fused):
+    """Rows of weight by ids; the gradient of row `padding` stays zero."""
+
+    def forward(ctx, weight, ids, padding):
+        ctx.ids, ctx.padding, ctx.rows = ids, padding, weight.shape[0]
+        if isinstance(ids, np.ndarray) and ids.size:  # on a GPU the check would wait for the device
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= len(weight):
+                raise IndexError(f"id {low if low < 0 else high} is out of range for a table of {len(weight)} rows")
+        return ctx.xp.take(weight, ids, axis=0)
+
+    def gradient_of(ctx, g):
+        grad = kernels.embedding_backward(ctx.device, ctx.ids.reshape(-1), g.reshape(-1, g.shape[-1]), ctx.rows)
+        if ctx.padding is not None:
+            grad[ctx.padding] = 0
+        return grad
+
+    def backward(ctx, g):
+        if not modes.grad:
+            return wrap(ctx.gradient_of(g.array), ctx.device)
+        zero = g.new_zeros(ctx.rows, g.shape[-1])
+        rows = g.reshape(-1, g.shape[-1])
+        if ctx.padding is not None:
+            rows = rows.masked_fill(wrap(ctx.ids.reshape(-1, 1) == ctx.padding, ctx.device), 0.0)
+        return zero.index_add(0, wrap(ctx.ids.reshape(-1), ctx.device), rows)
+
+
+class Dropout(Op):
+    """Zero with probability p, the rest scaled by 1 / (1 - p); linear, so its gradient is itself on the same stream."""
+
+    fresh = True
+
+    def forward(ctx, x, p, identity):
+        ctx.p, ctx.identity = p, identity
+        mask, scale = kernels.dropout_mask(ctx.device, x.shape, p, identity)
+        y = x * mask
+        y *= x.dtype.type(scale)
+        return y
+
+    def backward(ctx, g):
+        return apply(Dropout, g, p=ctx.p, identity=ctx.identity)
+
+
+class Attention(Fused):
+    """softmax(scale q k^T + mask) v for q (..., T, d), k (..., S, d), v (..., S, e) with equal leading sizes."""
+
+    def forward(ctx, q, k, v, mask, causal, scale, p, identity):
+        ctx.mask, ctx.causal, ctx.scale, ctx.p, ctx.identity = mask, causal, scale, p, identity
+        ctx.scores_shape = (*q.shape[:-1], k.shape[-2])
+        out, probabilities = kernels.attention(ctx.xp, q, k, v, mask, causal, scale, ctx.keep())
+        ctx.save(q, k, v, probabilities)
+        return out
+
+    def keep(ctx):
+        """The dropout factor of each probability, drawn again from its stream."""
+        if ctx.identity is None:
+            return None
+        mask, scale = kernels.dropout_mask(ctx.device, ctx.scores_shape, ctx.p, ctx.identity)
+        return mask * np.float32(scale)
+
+    def define(ctx, q, k, v):
+        mask, keep = (None if a is None else wrap(a, ctx.device) for a in (ctx.mask, ctx.keep()))
+        return composed.attention(q, k, v, mask, ctx.causal, ctx.scale, None if keep is None else keep.to(q.dtype))
+
+    def gradient(ctx, saved, g):
+        return kernels.attention_backward(ctx.xp, *saved, ctx.keep(), ctx.scale, g)
+
+
+class ActivationMethods:
+    """The neural-network functions that PyTorch also has as methods."""
+
+    def relu(self):
+        """max(0, x); gradient 0 at 0."""
+        return apply(Relu, self)
+
+    def softmax(self, dim, *, dtype=None):
+        """exp(x) / sum(exp(x)) along `dim`."""
+        return _normalise(self, dim, dtype, Softmax, composed.softmax)
+
+    def log_softmax(self, dim, *, dtype=None):
+        """log of softmax, computed without overflow."""
+        return _normalise(self, dim, dtype, LogSoftmax, composed.log_softmax)
+
+
+def _normalise(x, dim, dtype, op, definition):
+    if dtype is not None:
+        x = cast(x, dtypes.as_dtype(dtype))
+    if not dtypes.is_floating(x.array.dtype):
+        raise OpTypeError(f"{op.name}: needs a floating dtype, got {x.array.dtype}; pass dtype=tg.float32")
+    dim = dim_index(dim, x.array.ndim)
+    if not x.array.ndim:
+        return _normalise(x.reshape(1), 0, None, op, definition).reshape(())
+    if x.array.shape[dim] == 0:
+        return x.clone()
+    return definition(x, dim) if LEVEL == "composed" else apply(op, x, dim=dim)
+
+
+def check_ids(name, ids):
+    if not is_tensor(ids) or ids.array.dtype.kind not in "iu":
+        got = ids.array.dtype if is_tensor(ids) else type(ids).__name__
+        raise OpTypeError(f"{name}: ids must be an integer tensor, got {got}")
+
+
+def check_probability(name, p):
+    if not 0 <= p <= 1:
+        raise OpError(f"{name}: the probability must lie between 0 and 1, got {p}")
+
+

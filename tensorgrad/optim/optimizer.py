@@ -1,0 +1,160 @@
+"""Optimizer: parameter groups, flat storage, state_dict in PyTorch's layout."""
+import numpy as np
+
+from ..creation import as_tensor
+from ..modes import enable_grad
+from ..nn.parameter import drop_grad, zero_grad
+from ..tensor import Tensor
+from .flat import FlatGroup
+
+
+class Optimizer:
+    """Base of all optimizers.
+
+    `params`: Tensors, or (name, Tensor) pairs as from `named_parameters()`, or dicts {"params": ..., option: value}
+    with options that differ from `defaults`. Options live in `param_groups` and may be changed between steps.
+
+    A subclass says which state a parameter has (`_state_names`) and how a block of memory is updated (`_update`)."""
+
+    def __init__(self, params, defaults):
+        self.defaults, self.param_groups, self._flat = defaults, [], []
+        if isinstance(params, Tensor):
+            raise TypeError("an optimizer takes an iterable of Tensors or dicts; put the single Tensor into a list")
+        params = list(params)
+        if not params:
+            raise ValueError("the optimizer got no parameters; is the model empty, or its generator already used up?")
+        for group in params if isinstance(params[0], dict) else [{"params": params}]:
+            self.add_param_group(group)
+
+    def _state_names(self, group):
+        """The names of the state arrays that the parameters of `group` have."""
+        raise TypeError(f"{type(self).__name__} defines no _state_names")
+
+    def _update(self, group, step, xp, p, grad, *state_and_scratch):
+        """Update the block `p` (1-D array) in place for the `step`-th time, from `grad`, the state blocks in the order
+        of `_state_names` and two scratch blocks, all of its length. `grad` must stay as it is."""
+        raise TypeError(f"{type(self).__name__} defines no _update")
+
+    def _check(self, group):
+        """Raise ValueError where an option makes no sense."""
+        for name in ("lr", "weight_decay", "eps", "momentum"):
+            if not group.get(name, 0) >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 0, not {group[name]}")
+        if not all(0 <= beta < 1 for beta in group.get("betas", ())):
+            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), not {group['betas']}")
+
+    def add_param_group(self, group):
+        """Add parameters with options of their own: {"params": ..., option: value}."""
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        group = {**self.defaults, **group}
+        if params and isinstance(params[0], tuple):
+            group["param_names"], params = [name for name, _ in params], [p for _, p in params]
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"an optimizer takes Tensors, not {type(p).__name__}")
+            if not p.is_leaf:
+                raise ValueError(f"an optimizer cannot train the result of an operation (shape {tuple(p.shape)}); "
+                                 "give it leaves, such as Parameters")
+        together = [p for other in self.param_groups for p in other["params"]] + params
+        if len(set(together)) < len(together):
+            raise ValueError("the optimizer got a parameter twice; Module.parameters() yields each once")
+        group["params"] = params
+        self._check(group)
+        self.param_groups.append(group)
+        self._flat.append(FlatGroup())
+        self._flat[-1].refresh(params, self._state_names(group))
+
+    def step(self, closure=None):
+        """Update all parameters that have a gradient. `closure`, where given, computes the loss anew with its
+        gradients and is called first; its result is returned."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group, flat in zip(self.param_groups, self._flat, strict=True):
+            flat.refresh(group["params"], self._state_names(group))
+            for buffer in flat.buffers:
+                for first, last, step in buffer.gather():
+                    self._update_run(group, buffer, first, last, step)
+        return loss
+
+    def _update_run(self, group, buffer, first, last, step):
+        for arrays in buffer.blocks(first, last):
+            self._update(group, step, buffer.device.xp, *arrays)
+
+    def zero_grad(self, set_to_none=True):
+        """Drop all gradients, or fill them with zeros."""
+        for group, flat in zip(self.param_groups, self._flat, strict=True):
+            for p in group["params"]:
+                if not set_to_none:
+                    zero_grad(p)
+                    continue
+                drop_grad(p)
+                if p in flat.slots:
+                    buffer, i = flat.slots[p]
+                    buffer.lend(i)
+
+    # ---- state ----
+
+    @property
+    def state(self):
+        """parameter -> {"step": number of updates, state name: Tensor} for all parameters updated so far. The Tensors
+        are views of the state in use."""
+        return {p: {"step": buffer.steps[i], **buffer.state_of(i)}
+                for flat in self._flat for p, (buffer, i) in flat.slots.items() if buffer.steps[i] and buffer.state}
+
+    def state_dict(self):
+        """{"state": {number of the parameter: {"step": 0-d Tensor, name: Tensor}}, "param_groups": [{option: value,
+        "params": [numbers]}]}; parameters are numbered through all groups. The Tensors are views of the state."""
+        numbers = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        state = {numbers[p]: {**entry, "step": as_tensor(np.float32(entry["step"]))} for p, entry in self.state.items()}
+        groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
+        return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+    def load_state_dict(self, state_dict):
+        """Take over what `state_dict()` returned, here or in PyTorch (Tensors or arrays). Options are taken over too.
+        Everything is checked before anything is changed; raises ValueError with all that does not fit."""
+        saved = state_dict["param_groups"]
+        sizes, own = [len(g["params"]) for g in saved], [len(g["params"]) for g in self.param_groups]
+        if sizes != own:
+            raise ValueError(f"optimizer state has parameter groups of sizes {sizes}, this optimizer {own}")
+        groups, entries, problems = [], [], []
+        for theirs, ours in zip(saved, self.param_groups, strict=True):
+            group = {**ours, **theirs, "params": ours["params"]}
+            for option in ("amsgrad", "maximize"):
+                if group.get(option):
+                    problems.append(f"{option}=True is not supported")
+            self._check(group)
+            groups.append(group)
+            entries.append({})
+            for number, p in zip(theirs["params"], ours["params"], strict=True):
+                entry = state_dict["state"].get(number)
+                if not entry:
+                    continue
+                entries[-1][p] = entry
+                for name in self._state_names(group):
+                    if entry.get(name) is None:
+                        problems.append(f"{name} of parameter {number} is missing")
+                    elif tuple(entry[name].shape) != tuple(p.shape):
+                        problems.append(f"{name} of parameter {number} has shape {tuple(entry[name].shape)}, "
+                                        f"the parameter {tuple(p.shape)}")
+        if problems:
+            raise ValueError("optimizer state does not fit; nothing was loaded: " + "; ".join(problems))
+        for mine, group, flat, given in zip(self.param_groups, groups, self._flat, entries, strict=True):
+            mine.update(group)
+            flat.refresh(group["params"], self._state_names(group), required=given)
+            for p, (buffer, i) in flat.slots.items():
+                entry = given.get(p, {})
+                buffer.steps[i] = int(entry.get("step", 1)) if entry else 0  # PyTorch's SGD and Muon keep no count
+                for name, target in buffer.state_of(i).items():
+                    if entry:
+                        target.copy_(as_tensor(entry[name]))
+                    else:
+                        target.zero_()
+
+    def __repr__(self):
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines += [f"Parameter Group {i}"] + [f"    {key}: {group[key]}" for key in sorted(group) if key != "params"]
+        return "\n".join([*lines, ")"])

@@ -1,0 +1,4 @@
+"""Helpers for training: activation checkpointing."""
+from .checkpoint import checkpoint
+
+__all__ = ["checkpoint"]

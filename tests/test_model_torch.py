@@ -1,0 +1,125 @@
+"""Fifty AdamW steps of the GPT in lockstep with the same model in PyTorch: equal weights, equal batches."""
+import math
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from gpt import GPT, GPTConfig
+
+torch = pytest.importorskip("torch")
+nn, F = torch.nn, torch.nn.functional
+
+LOCKSTEP = {"block_size": 16, "vocab_size": 65, "n_layer": 2, "n_head": 4, "n_embd": 32}
+MODERN = {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "n_kv_head": 2}
+
+
+def torch_gpt(config):
+    """The default and the modern variant, written down again in PyTorch's modules."""
+    modern = config.position == "rotary"
+
+    def norm():
+        return nn.RMSNorm(config.n_embd, eps=1e-5) if modern else nn.LayerNorm(config.n_embd, bias=False)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hs = config.n_embd // config.n_head
+            self.kv = config.n_kv_head or config.n_head
+            self.c_attn = nn.Linear(config.n_embd, (config.n_head + 2 * self.kv) * self.hs, bias=False)
+            self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+        def rotate(self, x):
+            half = self.hs // 2
+            inverse = 1.0 / 10000.0 ** (torch.arange(half, dtype=torch.float64) / half)
+            angle = torch.outer(torch.arange(x.shape[2], dtype=torch.float64), inverse)
+            cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+            a, b = x[..., :half], x[..., half:]
+            return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+        def forward(self, x):
+            B, T, C = x.shape
+            q, k, v = self.c_attn(x).split([config.n_head * self.hs, self.kv * self.hs, self.kv * self.hs], dim=2)
+            q, k, v = (t.view(B, T, -1, self.hs).transpose(1, 2) for t in (q, k, v))
+            if modern:
+                q, k = self.rotate(q), self.rotate(k)
+            k, v = (t.repeat_interleave(config.n_head // self.kv, dim=1) for t in (k, v))
+            weights = (q @ k.transpose(-2, -1)) / math.sqrt(self.hs)
+            weights = weights.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
+            return self.c_proj((weights @ v).transpose(1, 2).reshape(B, T, C))
+
+    class MLP(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c_fc = nn.Linear(config.n_embd, config.hidden_dim * (2 if modern else 1), bias=False)
+            self.c_proj = nn.Linear(config.hidden_dim, config.n_embd, bias=False)
+
+        def forward(self, x):
+            x = self.c_fc(x)
+            if modern:
+                return self.c_proj(F.silu(x[..., :config.hidden_dim]) * x[..., config.hidden_dim:])
+            return self.c_proj(F.gelu(x))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.attn, self.ln_2, self.mlp = norm(), Attention(), norm(), MLP()
+
+        def forward(self, x):
+            x = x + self.attn(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            parts = {"wte": nn.Embedding(config.vocab_size, config.n_embd)}
+            if not modern:
+                parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+            parts["h"] = nn.ModuleList(Block() for _ in range(config.n_layer))
+            parts["ln_f"] = norm()
+            self.transformer = nn.ModuleDict(parts)
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head.weight = self.transformer.wte.weight
+
+        def forward(self, idx, targets):
+            x = self.transformer.wte(idx)
+            if not modern:
+                x = x + self.transformer.wpe(torch.arange(idx.shape[1]))
+            for block in self.transformer.h:
+                x = block(x)
+            logits = self.lm_head(self.transformer.ln_f(x))
+            return logits, F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+
+    return Model()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-4), ("float64", 1e-8)])
+@pytest.mark.parametrize("variant", [{}, MODERN], ids=["default", "modern"])
+def test_fifty_adamw_steps_in_lockstep_with_torch(variant, dtype, tolerance):
+    config = GPTConfig(**{**LOCKSTEP, **variant})
+    ours, theirs = GPT(config), torch_gpt(config)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.to(np.dtype(dtype))
+    theirs.to(getattr(torch, dtype)).load_state_dict(
+        {name: torch.from_numpy(value.numpy().copy()) for name, value in ours.state_dict().items()})
+    opt = ours.configure_optimizers(weight_decay=0.1, learning_rate=3e-3, betas=(0.9, 0.99))
+    parameters = list(theirs.parameters())
+    reference = torch.optim.AdamW([
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.99), eps=1e-8)
+    losses = []
+    for step in range(50):
+        idx, targets = np.random.default_rng(step % 10).integers(config.vocab_size, size=(2, 4, 16))
+        loss, loss2 = ours(tg.tensor(idx), tg.tensor(targets))[1], \
+            theirs(torch.from_numpy(idx), torch.from_numpy(targets))[1]
+        assert abs(loss.item() - loss2.item()) < tolerance, step
+        losses.append(loss.item())
+        for model, o, value, library in ((ours, opt, loss, tg.nn), (theirs, reference, loss2, torch.nn)):
+            o.zero_grad()
+            value.backward()
+            library.utils.clip_grad_norm_(model.parameters(), 1.0)
+            o.step()
+        if step == 0 and dtype == "float64":
+            for (name, p), q in zip(ours.named_parameters(), parameters, strict=True):
+                np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-7, atol=1e-11, err_msg=name)
+    assert losses[-1] < losses[0] - 0.3  # it did learn

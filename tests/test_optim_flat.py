@@ -1,0 +1,156 @@
+"""Flat storage: parameters, gradients and state are views, and everything done to them from outside still works."""
+import gc
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import tensorgrad as tg
+from tensorgrad import nn, optim
+
+torch = pytest.importorskip("torch")
+from optim_pairs import OPTIMIZERS, assert_equal, give_gradients, model_pair, train_pair, twins  # noqa: E402
+
+
+def shares(a, b):
+    return np.shares_memory(a, b)
+
+
+def test_parameters_gradients_and_state_live_in_flat_buffers():
+    ours, _ = model_pair("float32")
+    opt = optim.AdamW(ours.parameters(), lr=0.01)
+    buffer, = opt._flat[0].buffers
+    for i, p in enumerate(ours.parameters()):
+        assert shares(p.array, buffer.data) and p.array.flags.c_contiguous
+        assert (p.array.ctypes.data - buffer.data.ctypes.data) % 64 == 0
+        assert buffer.spans[i][1] - buffer.spans[i][0] == p.numel()
+    ours(tg.ones(2, 6)).sum().backward()
+    assert all(p.grad.array is p._grad_buffer and shares(p.grad.array, buffer.grad) for p in ours.parameters())
+    assert buffer.gather() == [(0, 6, 1)]  # one run: everything is updated together
+    opt.step()
+    first = next(ours.parameters())
+    assert opt.state[first]["step"] == 2 and shares(opt.state[first]["exp_avg"].array, buffer.state["exp_avg"])
+    arrays = [p.array for p in ours.parameters()]
+    ours.load_state_dict({k: v + 1 for k, v in ours.state_dict().items()})
+    opt.step()
+    assert all(p.array is a for p, a in zip(ours.parameters(), arrays, strict=True))
+
+
+def test_a_gradient_that_somebody_holds_is_not_overwritten():
+    p = nn.Parameter(tg.ones(3))
+    opt = optim.SGD([p], lr=0.0)
+    for drop in (opt.zero_grad, lambda: setattr(p, "grad", None), nn.Module.zero_grad):
+        for step in (True, False):
+            opt.zero_grad()
+            (p * 2).sum().backward()
+            held, sliced = p.grad, p.grad[1:]
+            if step:
+                opt.step()
+            if drop is nn.Module.zero_grad:
+                holder = nn.Module()
+                holder.p = p
+                holder.zero_grad()
+            elif drop is not opt.zero_grad and not step:
+                continue
+            else:
+                drop()
+            (p * 5).sum().backward()
+            assert (held.numpy() == 2).all() and (sliced.numpy() == 2).all() and (p.grad.numpy() == 5).all()
+            del held, sliced
+    opt.zero_grad()
+    (p * 7).sum().backward()
+    assert p.grad.array is opt._flat[0].buffers[0]._grad_views[0]  # nobody holds it: used again
+
+
+def test_replaced_data_and_gradients_are_taken_in():
+    ours, theirs = twins([(3,), (2, 2)], "float64")
+    opt, reference = optim.AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        give_gradients(ours, theirs, rng)
+        new = rng.normal(size=3)
+        ours[0].data, theirs[0].data = tg.tensor(new), torch.tensor(new)
+        opt.step()
+        reference.step()
+    assert_equal(ours, theirs, "float64")
+    assert shares(ours[0].array, opt._flat[0].buffers[0].data)
+
+
+def test_step_bumps_versions():
+    p = nn.Parameter(tg.ones(3))
+    opt = optim.SGD([p])
+    loss = (p * p).sum()
+    p.grad = tg.ones(3)
+    opt.step()
+    with pytest.raises(RuntimeError, match="in place"):
+        loss.backward()
+
+
+def test_two_optimizers_may_share_parameters():
+    ours, theirs = twins([(3,), (2, 2)], "float64")
+    pairs = [(optim.AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)),
+             (optim.SGD(ours[:1], lr=0.1, momentum=0.9), torch.optim.SGD(theirs[:1], lr=0.1, momentum=0.9))]
+    rng = np.random.default_rng(0)
+    for step in range(6):
+        give_gradients(ours, theirs, rng)
+        for o in pairs[step % 2]:
+            o.step()
+    assert_equal(ours, theirs, "float64")
+
+
+def test_frozen_parameters_are_left_alone_until_they_train():
+    ours, theirs = model_pair()
+    for model in (ours, theirs):
+        model[0].requires_grad_(False)
+    array = ours[0].weight.array
+    opt = optim.AdamW(ours.parameters(), lr=0.1)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.1)
+    assert ours[0].weight.array is array and len(opt._flat[0].slots) == 4
+    train_pair(ours, theirs, opt, reference)
+    assert ours[0].weight.array is array
+    for model in (ours, theirs):
+        model[0].requires_grad_(True)
+        model[3].requires_grad_(False)
+    train_pair(ours, theirs, opt, reference)
+    assert_equal(ours.parameters(), theirs.parameters(), "float64")
+    assert len(opt._flat[0].slots) == 6
+
+
+def test_state_moves_with_the_dtype():
+    ours, theirs = model_pair("float32")
+    opt, reference = optim.AdamW(ours.parameters(), lr=0.1), torch.optim.AdamW(theirs.parameters(), lr=0.1)
+    train_pair(ours, theirs, opt, reference)
+    ours.double()
+    train_pair(ours, model_pair()[1], opt, torch.optim.AdamW(theirs.parameters()), steps=1)
+    buffer, = opt._flat[0].buffers
+    assert buffer.dtype == tg.float64 and set(buffer.steps) == {4}
+    assert all(p.dtype == tg.float64 and shares(p.array, buffer.data) for p in ours.parameters())
+
+
+def test_mixed_dtypes_and_noncontiguous_parameters():
+    a, b = np.arange(6.0).reshape(2, 3), np.arange(4.0, dtype="float32")
+    ours = [nn.Parameter(tg.from_numpy(a).t()), nn.Parameter(tg.from_numpy(b))]
+    theirs = [torch.nn.Parameter(torch.from_numpy(a.copy()).T), torch.nn.Parameter(torch.from_numpy(b.copy()))]
+    opt, reference = optim.AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)
+    assert len(opt._flat[0].buffers) == 2
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        give_gradients(ours, theirs, rng)
+        opt.step()
+        reference.step()
+    assert_equal(ours, theirs, "float32")
+
+
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adamw", "adam_options"])
+def test_step_allocates_nothing(name):
+    kind, options = OPTIMIZERS[name]
+    p = nn.Parameter(tg.ones(1000, 1000))
+    opt = getattr(optim, kind)([p], **options)
+    p.grad = tg.ones(1000, 1000)
+    opt.step()
+    gc.collect()
+    tracemalloc.start()
+    opt.step()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000  # bytes; the parameter has 4,000,000
