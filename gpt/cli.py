@@ -58,7 +58,7 @@ def config_file(name):
 
 
 def show_help(argv, default, description):
-    """Where `argv` asks for it, print every field of the dataclass instance `default` with meaning and value, and exit."""
+    """Where `argv` asks for it, print every field of `default`, a settings dataclass, with its meaning, and exit."""
     if "--help" not in argv and "-h" not in argv:
         return
     import tyro
@@ -87,7 +87,7 @@ def run_cli(main, argv=None):
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 130
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise

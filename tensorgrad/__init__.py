@@ -1,15 +1,15 @@
 """tensorgrad: a small, complete autograd framework on NumPy and CuPy, spelled like PyTorch.
 
-    import tensorgrad as tg
-    x = tg.randn(3, requires_grad=True)
-    (x ** 2).sum().backward()
-    x.grad
+import tensorgrad as tg
+x = tg.randn(3, requires_grad=True)
+(x ** 2).sum().backward()
+x.grad
 """
+
 from . import autograd, cuda, dtypes, functions
 from .creation import (
     arange,
     as_tensor,
-    bernoulli,
     empty,
     empty_like,
     eye,
@@ -18,7 +18,6 @@ from .creation import (
     full,
     full_like,
     linspace,
-    multinomial,
     ones,
     ones_like,
     rand,
@@ -32,6 +31,7 @@ from .creation import (
     zeros_like,
 )
 from .device import Device, DeviceError, device
+from .dtypes import bool as bool
 from .dtypes import (
     float16,
     float32,
@@ -45,7 +45,6 @@ from .dtypes import (
     set_default_dtype,
     uint8,
 )
-from .dtypes import bool as bool
 from .errors import OpError
 from .functions import *  # noqa: F403
 from .io import load, save
@@ -74,6 +73,7 @@ _LAZY = {"nn", "optim", "utils"}  # imported when first used, so that `import te
 def __getattr__(name):
     if name in _LAZY:
         import importlib
+
         return importlib.import_module(f".{name}", __name__)
     if name == "bfloat16":
         return dtypes.bfloat16
@@ -81,10 +81,64 @@ def __getattr__(name):
 
 
 __all__ = [
-    "Device", "DeviceError", "Generator", "OpError", "Tensor", "arange", "as_tensor", "autograd", "bernoulli", "bool",
-    "cuda", "device", "double", "dtypes", "empty", "empty_like", "enable_grad", "eye", "float", "float16", "float32",
-    "float64", "from_dlpack", "from_numpy", "full", "full_like", "get_default_dtype", "get_rng_state", "half",
-    "inference_mode", "int", "int16", "int32", "int64", "int8", "is_grad_enabled", "is_inference_mode_enabled",
-    "linspace", "load", "long", "manual_seed", "multinomial", "no_grad", "ones", "ones_like", "promote_types", "rand",
-    "rand_like", "randint", "randn", "randn_like", "randperm", "save", "set_default_dtype", "set_grad_enabled",
-    "set_rng_state", "short", "tensor", "uint8", "zeros", "zeros_like", *functions.__all__]
+    "Device",
+    "DeviceError",
+    "Generator",
+    "OpError",
+    "Tensor",
+    "arange",
+    "as_tensor",
+    "autograd",
+    "bool",
+    "cuda",
+    "device",
+    "double",
+    "dtypes",
+    "empty",
+    "empty_like",
+    "enable_grad",
+    "eye",
+    "float",
+    "float16",
+    "float32",
+    "float64",
+    "from_dlpack",
+    "from_numpy",
+    "full",
+    "full_like",
+    "get_default_dtype",
+    "get_rng_state",
+    "half",
+    "inference_mode",
+    "int",
+    "int16",
+    "int32",
+    "int64",
+    "int8",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "linspace",
+    "load",
+    "long",
+    "manual_seed",
+    "no_grad",
+    "ones",
+    "ones_like",
+    "promote_types",
+    "rand",
+    "rand_like",
+    "randint",
+    "randn",
+    "randn_like",
+    "randperm",
+    "save",
+    "set_default_dtype",
+    "set_grad_enabled",
+    "set_rng_state",
+    "short",
+    "tensor",
+    "uint8",
+    "zeros",
+    "zeros_like",
+    *functions.__all__,
+]

@@ -1,10 +1,12 @@
 """Functions that make tensors: from data, filled, in ranges, random."""
+
 import math
 
 import numpy as np
 
 from . import dtypes
-from .device import cpu, device as as_device
+from .device import cpu
+from .device import device as as_device
 from .engine import TensorBase, wrap
 from .errors import OpError
 from .ops.common import sizes
@@ -69,8 +71,9 @@ def empty(*size, dtype=None, device=None, requires_grad=False):
 
 
 def full_like(input, fill_value, *, dtype=None, device=None, requires_grad=False):
-    return full(input.shape, fill_value, dtype=dtype or input.dtype, device=device or input.device,
-                requires_grad=requires_grad)
+    return full(
+        input.shape, fill_value, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad
+    )
 
 
 def zeros_like(input, *, dtype=None, device=None, requires_grad=False):
@@ -89,6 +92,8 @@ def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad=Fa
     """start, start + step, ... below `end`; arange(end) starts at 0. Integers give int64, else the default dtype."""
     start, end = (0, start) if end is None else (start, end)
     start, end, step = (v.item() if isinstance(v, TensorBase) else v for v in (start, end, step))
+    if dtype is not None and dtypes.as_dtype(dtype).kind in "iu":
+        start, end, step = int(start), int(end), int(step)
     if step == 0:
         raise OpError("arange: step must not be 0")
     if (end - start) * step < 0:
@@ -108,7 +113,9 @@ def linspace(start, end, steps, *, dtype=None, device=None, requires_grad=False)
     if steps < 0:
         raise OpError(f"linspace: steps must not be negative, got {steps}")
     dtype = dtypes.as_dtype(dtype)
-    if dtype.kind in "iu":  # from both ends, each value cut to an integer, as PyTorch does
+    if dtype.kind in "iu":
+        start, end = int(start), int(end)
+        # from both ends, each value cut to an integer, as PyTorch does
         step = (end - start) / max(steps - 1, 1)
         i = np.arange(steps)
         values = np.where(i < steps / 2, start + step * i, end - step * (steps - 1 - i)).astype(dtype)
@@ -123,6 +130,7 @@ def eye(n, m=None, *, dtype=None, device=None, requires_grad=False):
 
 
 # ---- random ----------------------------------------------------------------------------------------------------------
+
 
 def _rng(generator, device):
     return (generator or default_generator(as_device(device or "cpu"))).numpy()
@@ -139,8 +147,9 @@ def randn(*size, generator=None, dtype=None, device=None, requires_grad=False):
     """Normal numbers, mean 0 and variance 1."""
     dtype = dtypes.as_dtype(dtype)
     draw = dtype if dtype in (dtypes.float32, dtypes.float64) else dtypes.float32
-    return _finish(_rng(generator, device).standard_normal(sizes(size), draw).astype(dtype, copy=False), device,
-                   requires_grad)
+    return _finish(
+        _rng(generator, device).standard_normal(sizes(size), draw).astype(dtype, copy=False), device, requires_grad
+    )
 
 
 def randint(low, high=None, size=None, *, generator=None, dtype=None, device=None, requires_grad=False):
@@ -164,30 +173,3 @@ def rand_like(input, *, dtype=None, device=None, requires_grad=False):
 
 def randn_like(input, *, dtype=None, device=None, requires_grad=False):
     return randn(input.shape, dtype=dtype or input.dtype, device=device or input.device, requires_grad=requires_grad)
-
-
-def bernoulli(input, *, generator=None):
-    """1 with the probability that `input` gives for each element, else 0."""
-    draws = _rng(generator, input.device).random(input.shape)
-    return _finish((draws < input.device.to_numpy(input.array)).astype(input.dtype), input.device, False)
-
-
-def multinomial(input, num_samples, replacement=False, *, generator=None):
-    """Indices (int64) drawn with the weights in the last dimension of `input`, a vector or a matrix of rows."""
-    weights = input.device.to_numpy(input.array).astype(np.float64)
-    rows = weights.reshape(-1, weights.shape[-1])
-    if not np.isfinite(rows).all() or (rows < 0).any() or (rows.sum(-1) <= 0).any():
-        raise OpError("multinomial: weights must be finite, not negative, and not all zero in a row")
-    if not replacement and num_samples > (rows > 0).sum(-1).min():
-        raise OpError(f"multinomial: {num_samples} samples without replacement need as many nonzero weights")
-    rng = _rng(generator, input.device)
-    if replacement or num_samples == 1:  # invert the cumulative distribution
-        edges = np.cumsum(rows, -1)
-        draws = rng.random((len(rows), num_samples)) * edges[:, -1:]
-        index = np.stack([np.searchsorted(e, d, side="right") for e, d in zip(edges, draws, strict=True)])
-        last = (rows > 0).shape[-1] - 1 - np.argmax(rows[:, ::-1] > 0, -1)
-        index = np.minimum(index, last[:, None])
-    else:  # exponential races (Efraimidis and Spirakis 2006)
-        with np.errstate(divide="ignore"):
-            index = np.argsort(rng.exponential(size=rows.shape) / rows, -1)[:, :num_samples]
-    return _finish(index.reshape(*weights.shape[:-1], num_samples).astype(np.int64), input.device, False)

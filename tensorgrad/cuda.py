@@ -1,4 +1,5 @@
 """torch.cuda's few names that programs ask for; CuPy is imported only when one is called."""
+
 from .device import cuda_device_count as device_count
 from .device import cuda_is_available as is_available
 from .device import device

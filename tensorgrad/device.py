@@ -3,6 +3,7 @@
 A Device gathers the few functions in which NumPy and CuPy differ, so that no operation asks which device it is on.
 CuPy is imported when a CUDA device is first asked for, never before.
 """
+
 import numpy as np
 
 
@@ -20,7 +21,9 @@ class Device:
     ndarray = np.ndarray
 
     def __repr__(self):
-        return f"device(type='{self.type}')" if self.index is None else f"device(type='{self.type}', index={self.index})"
+        return (
+            f"device(type='{self.type}')" if self.index is None else f"device(type='{self.type}', index={self.index})"
+        )
 
     def __str__(self):
         return self.type if self.index is None else f"{self.type}:{self.index}"
@@ -91,7 +94,9 @@ def device(spec):
     if index not in _cuda_devices:
         cupy, count = _load_cupy(spec)
         if index >= count:
-            raise DeviceError(f"device {spec!r} is not there: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}")
+            raise DeviceError(
+                f"device {spec!r} is not there: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}"
+            )
         _cuda_devices[index] = CudaDevice(cupy, index)
     return _cuda_devices[index]
 
@@ -102,11 +107,14 @@ def _load_cupy(spec):
     except ImportError as error:
         raise DeviceError(
             f"device {spec!r} needs CuPy, which cannot be imported ({error}); "
-            'install it with pip install -e ".[cuda13]" (CUDA 13 driver) or ".[cuda12]"') from None
+            'install it with pip install -e ".[cuda13]" (CUDA 13 driver) or ".[cuda12]"'
+        ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # CUDARuntimeError; its class needs a working CUDA to import
-        raise DeviceError(f"device {spec!r} needs an NVIDIA driver and GPU, which CuPy does not find: {error}") from None
+        raise DeviceError(
+            f"device {spec!r} needs an NVIDIA driver and GPU, which CuPy does not find: {error}"
+        ) from None
     if count == 0:
         raise DeviceError(f"device {spec!r} is not there: CuPy finds no GPU")
     return cupy, count

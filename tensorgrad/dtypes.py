@@ -2,6 +2,7 @@
 
 `tg.float32 is np.dtype("float32")`, so a dtype can be handed to NumPy and CuPy as it is.
 """
+
 import builtins
 
 import numpy as np
@@ -120,4 +121,3 @@ def scalar_dtype(value):
     if kind is builtins.float:
         return _default
     return np.asarray(value).dtype
-

@@ -12,6 +12,7 @@ Ownership: the first contribution to a gradient is borrowed (it may be anybody's
 later ones add in place; a leaf's `.grad` is copied unless the array is known to be nobody else's. This is what makes
 `x + x` and shared intermediates right. See `docs/engine.md`.
 """
+
 import threading
 from heapq import heappop, heappush
 from itertools import count
@@ -23,9 +24,9 @@ _next_seq = count(1).__next__
 
 
 class _Modes(threading.local):
-    grad = True          # are operations recorded?
-    inference = False    # are results marked as never to be recorded?
-    module_path = None   # a list of module names while somebody traces (detect_anomaly, profile), else None
+    grad = True  # are operations recorded?
+    inference = False  # are results marked as never to be recorded?
+    module_path = None  # a list of module names while somebody traces (detect_anomaly, profile), else None
 
 
 modes = _Modes()
@@ -35,7 +36,8 @@ hooks = []  # active OpHooks, innermost last; empty (and free of cost) normally
 class OpHook:
     """Sees every operation of the process; a profiler, tracer or drawer overrides what it needs.
 
-    `op` is the Op instance (also the graph node where one is recorded), arrays are raw, gradients are Tensors."""
+    `op` is the Op instance (also the graph node where one is recorded), arrays are raw, gradients are Tensors, those
+    of the inputs as the op returned them, before they are summed to the inputs' shapes and cast to their dtypes."""
 
     def before_forward(self, op, arrays): ...
     def after_forward(self, op, arrays, outputs): ...
@@ -46,12 +48,12 @@ class OpHook:
 class TensorBase:
     """What the engine knows of a Tensor. Class attributes are the defaults of what few tensors have."""
 
-    array = None         # the NumPy or CuPy array
+    array = None  # the NumPy or CuPy array
     device = None
-    node = None          # the graph node that produced it; a Leaf where the user asked for a gradient; else None
+    node = None  # the graph node that produced it; a Leaf where the user asked for a gradient; else None
     grad = None
-    _version = None      # [writes, graph rebases], shared by all views of a storage; made when first needed
-    _view = None         # (base Tensor, rebases when made) of a view
+    _version = None  # [writes, graph rebases], shared by all views of a storage; made when first needed
+    _view = None  # (base Tensor, rebases when made) of a view
     _grad_buffer = None  # array into which a leaf's gradient is accumulated (flat optimizer storage)
     _inference = False
 
@@ -59,6 +61,11 @@ class TensorBase:
         if self._version is None:
             self._version = [0, 0]
         return self._version
+
+    def _current_node(self):
+        """The node, after any write through another view of the same memory."""
+        view = self._view
+        return self._refresh_view() if view is not None and view[0]._version[1] != view[1] else self.node
 
     def _bump(self):
         """Record that the values were changed in place."""
@@ -137,18 +144,18 @@ class Op:
 
     view = False
     fresh = False
-    source = None        # the inputs' device where it differs from the output's (a copy between devices)
-    parents = ()         # nodes of the inputs (None: no gradient wanted); filled in when recorded
+    source = None  # the inputs' device where it differs from the output's (a copy between devices)
+    parents = ()  # nodes of the inputs (None: no gradient wanted); filled in when recorded
     recording = False
     hooks = None
-    trace = None         # where it was created, while somebody traces
+    trace = None  # where it was created, while somebody traces
     _saved = ()
-    _outputs = None      # several outputs: their (shape, dtype)
+    _outputs = None  # several outputs: their (shape, dtype)
 
     def __init_subclass__(cls):
         cls.name = cls.__dict__.get("name") or _snake(cls.__name__)
 
-    symbol = ","         # stands between the operands in error messages
+    symbol = ","  # stands between the operands in error messages
 
     def explain(ctx, arrays, options):
         """A better reason than NumPy's for the failure of forward on these inputs, or None."""
@@ -183,8 +190,10 @@ class Op:
                     for i, source in enumerate(inputs):
                         if source.array is array:
                             if source._inference:
-                                raise RuntimeError(f"{ctx.name}: a tensor made under inference_mode cannot be saved "
-                                                   "for backward; clone() it outside inference_mode first")
+                                raise RuntimeError(
+                                    f"{ctx.name}: a tensor made under inference_mode cannot be saved "
+                                    "for backward; clone() it outside inference_mode first"
+                                )
                             version = source.version()
                             entry = (array, ctx.parents[i], version, version[0])
                             break
@@ -210,6 +219,8 @@ class Op:
         result = ctx.backward(*gradients)
         if result.__class__ is not tuple:
             result = (result,)
+        for hook in reversed(hooks):
+            hook.after_backward(ctx, gradients, result)
         if len(result) != len(ctx.parents):
             raise RuntimeError(f"{ctx.name}: backward returned {len(result)} gradients for {len(ctx.parents)} inputs")
         matched = []
@@ -221,19 +232,20 @@ class Op:
                 if array.dtype != dtype:
                     gradient = gradient.to(dtype)
                 if gradient.device is not (ctx.source or ctx.device):
-                    raise RuntimeError(f"{ctx.name}: backward returned a gradient on {gradient.device}, its input is "
-                                       f"on {ctx.source or ctx.device}")
+                    raise RuntimeError(
+                        f"{ctx.name}: backward returned a gradient on {gradient.device}, its input is "
+                        f"on {ctx.source or ctx.device}"
+                    )
             matched.append(gradient)
-        for hook in reversed(hooks):
-            hook.after_backward(ctx, gradients, matched)
         if not retain and ctx._saved:
             ctx._saved = None
         return matched
 
 
 def _snake(name):
-    return "".join("_" + c.lower() if c.isupper() and i and not name[i - 1].isupper() else c.lower()
-                   for i, c in enumerate(name))
+    return "".join(
+        "_" + c.lower() if c.isupper() and i and not name[i - 1].isupper() else c.lower() for i, c in enumerate(name)
+    )
 
 
 def _unbroadcast(op, gradient, shape):
@@ -241,8 +253,9 @@ def _unbroadcast(op, gradient, shape):
     lead = gradient.array.ndim - len(shape)
     given = gradient.array.shape[lead:] if lead >= 0 else None
     if given is None or any(s not in (1, g) for s, g in zip(shape, given, strict=True)):
-        raise RuntimeError(f"{op.name}: backward returned a gradient of shape {gradient.array.shape} for an input of "
-                           f"shape {shape}")
+        raise RuntimeError(
+            f"{op.name}: backward returned a gradient of shape {gradient.array.shape} for an input of shape {shape}"
+        )
     axes = tuple(range(lead)) + tuple(lead + i for i, s in enumerate(shape) if s == 1 != given[i])
     return gradient.sum(axes, keepdim=True).reshape(shape)
 
@@ -336,7 +349,7 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
     """Walk the graph from `roots` = [(node, gradient Tensor)].
 
     Without `targets`, gradients accumulate in the leaves' .grad. With `targets` (a set of nodes) only paths to them are
-    walked, nothing is accumulated, and a dict node -> gradient is returned; `stop` ends every path at its first target."""
+    walked, nothing is accumulated, and a dict node -> gradient is returned; `stop` ends a path at its first target."""
     needed = None if targets is None else _leading_to([node for node, _ in roots], targets, stop)
     pending, heap, captured = {}, [], {}
     for node, gradient in roots:
@@ -380,7 +393,7 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
 
 
 def _add(pending, heap, node, gradient, fresh, create_graph):
-    """Add a contribution to the gradient waiting for `node`: borrow the first, allocate on the second, then in place."""
+    """Add to the gradient waiting for `node`: borrow the first contribution, allocate on the second, then in place."""
     entry = pending.get(node)
     if entry is None:
         pending[node] = (gradient, fresh)
@@ -420,7 +433,7 @@ def parents_of(node):
 def add_hook(tensor, hook):
     """Call `hook(gradient)` when the gradient of `tensor` is complete; what it returns (unless None) replaces it.
     Returns a function that removes the hook."""
-    node = tensor.node
+    node = tensor._current_node()
     if node is None:
         raise RuntimeError("register_hook: the tensor does not require a gradient")
     if node.hooks is None:

@@ -24,7 +24,9 @@ def describe(arrays, symbol=","):
 def op_error(ctx, arrays, options, error):
     """The exception to raise when `ctx.forward(*arrays, **options)` failed with `error`."""
     reason = ctx.explain(arrays, options) or str(error)
-    given = "".join(f", {k}={v!r}" for k, v in options.items() if isinstance(v, int | float | str | tuple | list | None))
+    given = "".join(
+        f", {k}={v!r}" for k, v in options.items() if isinstance(v, int | float | str | tuple | list | None)
+    )
     kind = OpIndexError if isinstance(error, IndexError) else OpTypeError if isinstance(error, TypeError) else OpError
     return kind(f"{ctx.name}: {describe(arrays, ctx.symbol)}{given}: {reason}")
 
@@ -39,19 +41,23 @@ def unify_devices(op, inputs):
     devices = {t.device for t in inputs if t.array.ndim or t.device.type != "cpu"}
     if len(devices) != 1:
         where = ", ".join(f"{tuple(t.array.shape)} on {t.device}" for t in inputs)
-        raise OpError(f"{op.name}: inputs are on different devices: {where}; move one with .to(device)")
+        raise OpError(f"{getattr(op, 'name', op)}: inputs are on different devices: {where}; move one with .to(device)")
     device = devices.pop()
     return device, [device.asarray(t.array) for t in inputs]
 
 
 def freed(op):
     where = f" (created at {op.trace.line})" if op.trace else ""
-    return (f"the graph of `{op.name}`{where} was already freed by a backward pass; pass retain_graph=True to the "
-            "first one if you need a second")
+    return (
+        f"the graph of `{op.name}`{where} was already freed by a backward pass; pass retain_graph=True to the "
+        "first one if you need a second"
+    )
 
 
 def stale(op, array, expected, actual):
     where = f", created at {op.trace.line}," if op.trace else ""
-    return (f"`{op.name}`{where} needs a value of shape {tuple(array.shape)} for its gradient that was changed by an "
-            f"in-place operation: it was saved at version {expected} and is at version {actual} now; "
-            "use the out-of-place operation or clone() before changing it")
+    return (
+        f"`{op.name}`{where} needs a value of shape {tuple(array.shape)} for its gradient that was changed by an "
+        f"in-place operation: it was saved at version {expected} and is at version {actual} now; "
+        "use the out-of-place operation or clone() before changing it"
+    )

@@ -1,49 +1,153 @@
 """Functions of tensors. Most are methods called by another name: tg.exp(x) is x.exp()."""
+
+import builtins
+
 import numpy as np
 
 from .creation import as_tensor
-from .engine import TensorBase, wrap
+from .engine import TensorBase
 from .errors import OpError, OpTypeError
-from .ops.common import cast, dim_index, operands
+from .ops.common import dim_index, operands
+from .ops.joining import concatenate
 from .ops.linalg import einsum as einsum
 from .ops.linalg import tensordot as tensordot
-from .ops.movement import concatenate
 from .tensor import Tensor
 
-(abs, add, sub, mul, div, neg, pow, reciprocal, square, maximum, minimum, lerp, clamp, clip, remainder, floor_divide,
- addcmul, addcdiv) = (
-    Tensor.abs, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.neg, Tensor.pow, Tensor.reciprocal,
-    Tensor.square, Tensor.maximum, Tensor.minimum, Tensor.lerp, Tensor.clamp, Tensor.clip, Tensor.remainder,
-    Tensor.floor_divide, Tensor.addcmul, Tensor.addcdiv)
-(exp, exp2, expm1, log, log2, log10, log1p, sqrt, rsqrt, sigmoid, erf, sin, cos, tan, sinh, cosh, tanh, floor, ceil,
- trunc, round, sign, logaddexp, relu) = (
-    Tensor.exp, Tensor.exp2, Tensor.expm1, Tensor.log, Tensor.log2, Tensor.log10, Tensor.log1p, Tensor.sqrt,
-    Tensor.rsqrt, Tensor.sigmoid, Tensor.erf, Tensor.sin, Tensor.cos, Tensor.tan, Tensor.sinh, Tensor.cosh, Tensor.tanh,
-    Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign, Tensor.logaddexp, Tensor.relu)
-(eq, ne, lt, le, gt, ge, logical_and, logical_or, logical_xor, logical_not, isnan, isinf, isfinite, isclose, allclose,
- equal) = (
-    Tensor.eq, Tensor.ne, Tensor.lt, Tensor.le, Tensor.gt, Tensor.ge, Tensor.logical_and, Tensor.logical_or,
-    Tensor.logical_xor, Tensor.logical_not, Tensor.isnan, Tensor.isinf, Tensor.isfinite, Tensor.isclose,
-    Tensor.allclose, Tensor.equal)
-(sum, mean, var, std, prod, amax, amin, max, min, argmax, argmin, all, any, count_nonzero, logsumexp, norm, cumsum,
- cumprod, softmax, log_softmax) = (
-    Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod, Tensor.amax, Tensor.amin, Tensor.max, Tensor.min,
-    Tensor.argmax, Tensor.argmin, Tensor.all, Tensor.any, Tensor.count_nonzero, Tensor.logsumexp, Tensor.norm,
-    Tensor.cumsum, Tensor.cumprod, Tensor.softmax, Tensor.log_softmax)
-(reshape, flatten, ravel, unflatten, permute, transpose, swapaxes, swapdims, t, movedim, moveaxis, squeeze, unsqueeze,
- broadcast_to, flip, narrow, select, split, chunk, unbind, roll, tile, repeat_interleave, clone, detach) = (
-    Tensor.reshape, Tensor.flatten, Tensor.ravel, Tensor.unflatten, Tensor.permute, Tensor.transpose, Tensor.swapaxes,
-    Tensor.swapdims, Tensor.t, Tensor.movedim, Tensor.moveaxis, Tensor.squeeze, Tensor.unsqueeze, Tensor.broadcast_to,
-    Tensor.flip, Tensor.narrow, Tensor.select, Tensor.split, Tensor.chunk, Tensor.unbind, Tensor.roll, Tensor.tile,
-    Tensor.repeat_interleave, Tensor.clone, Tensor.detach)
-(gather, scatter, scatter_add, index_select, index_add, index_put, take_along_dim, masked_fill, masked_select, nonzero,
- argsort, sort, topk, tril, triu) = (
-    Tensor.gather, Tensor.scatter, Tensor.scatter_add, Tensor.index_select, Tensor.index_add, Tensor.index_put,
-    Tensor.take_along_dim, Tensor.masked_fill, Tensor.masked_select, Tensor.nonzero, Tensor.argsort, Tensor.sort,
-    Tensor.topk, Tensor.tril, Tensor.triu)
-(matmul, mm, bmm, mv, dot, addmm, addmv, baddbmm, outer, kron, diagonal, diag, trace, numel) = (
-    Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.dot, Tensor.addmm, Tensor.addmv, Tensor.baddbmm,
-    Tensor.outer, Tensor.kron, Tensor.diagonal, Tensor.diag, Tensor.trace, Tensor.numel)
+abs = Tensor.abs
+add = Tensor.add
+sub = Tensor.sub
+mul = Tensor.mul
+div = Tensor.div
+neg = Tensor.neg
+pow = Tensor.pow
+reciprocal = Tensor.reciprocal
+square = Tensor.square
+maximum = Tensor.maximum
+minimum = Tensor.minimum
+lerp = Tensor.lerp
+clamp = Tensor.clamp
+clip = Tensor.clip
+remainder = Tensor.remainder
+floor_divide = Tensor.floor_divide
+addcmul = Tensor.addcmul
+addcdiv = Tensor.addcdiv
+exp = Tensor.exp
+exp2 = Tensor.exp2
+expm1 = Tensor.expm1
+log = Tensor.log
+log2 = Tensor.log2
+log10 = Tensor.log10
+log1p = Tensor.log1p
+sqrt = Tensor.sqrt
+rsqrt = Tensor.rsqrt
+sigmoid = Tensor.sigmoid
+erf = Tensor.erf
+sin = Tensor.sin
+cos = Tensor.cos
+tan = Tensor.tan
+sinh = Tensor.sinh
+cosh = Tensor.cosh
+tanh = Tensor.tanh
+floor = Tensor.floor
+ceil = Tensor.ceil
+trunc = Tensor.trunc
+round = Tensor.round
+sign = Tensor.sign
+logaddexp = Tensor.logaddexp
+relu = Tensor.relu
+positive = Tensor.positive
+eq = Tensor.eq
+ne = Tensor.ne
+lt = Tensor.lt
+le = Tensor.le
+gt = Tensor.gt
+ge = Tensor.ge
+logical_and = Tensor.logical_and
+logical_or = Tensor.logical_or
+logical_xor = Tensor.logical_xor
+logical_not = Tensor.logical_not
+isnan = Tensor.isnan
+isinf = Tensor.isinf
+isfinite = Tensor.isfinite
+isclose = Tensor.isclose
+allclose = Tensor.allclose
+equal = Tensor.equal
+sum = Tensor.sum
+mean = Tensor.mean
+var = Tensor.var
+std = Tensor.std
+prod = Tensor.prod
+amax = Tensor.amax
+amin = Tensor.amin
+max = Tensor.max
+min = Tensor.min
+argmax = Tensor.argmax
+argmin = Tensor.argmin
+all = Tensor.all
+any = Tensor.any
+count_nonzero = Tensor.count_nonzero
+logsumexp = Tensor.logsumexp
+norm = Tensor.norm
+cumsum = Tensor.cumsum
+cumprod = Tensor.cumprod
+softmax = Tensor.softmax
+log_softmax = Tensor.log_softmax
+reshape = Tensor.reshape
+flatten = Tensor.flatten
+ravel = Tensor.ravel
+unflatten = Tensor.unflatten
+permute = Tensor.permute
+transpose = Tensor.transpose
+swapaxes = Tensor.swapaxes
+swapdims = Tensor.swapdims
+t = Tensor.t
+movedim = Tensor.movedim
+moveaxis = Tensor.moveaxis
+squeeze = Tensor.squeeze
+unsqueeze = Tensor.unsqueeze
+broadcast_to = Tensor.broadcast_to
+flip = Tensor.flip
+narrow = Tensor.narrow
+select = Tensor.select
+split = Tensor.split
+chunk = Tensor.chunk
+unbind = Tensor.unbind
+roll = Tensor.roll
+tile = Tensor.tile
+repeat_interleave = Tensor.repeat_interleave
+clone = Tensor.clone
+detach = Tensor.detach
+gather = Tensor.gather
+scatter = Tensor.scatter
+scatter_add = Tensor.scatter_add
+index_select = Tensor.index_select
+index_add = Tensor.index_add
+index_put = Tensor.index_put
+take_along_dim = Tensor.take_along_dim
+masked_fill = Tensor.masked_fill
+masked_select = Tensor.masked_select
+nonzero = Tensor.nonzero
+argsort = Tensor.argsort
+sort = Tensor.sort
+topk = Tensor.topk
+tril = Tensor.tril
+triu = Tensor.triu
+bernoulli = Tensor.bernoulli
+multinomial = Tensor.multinomial
+matmul = Tensor.matmul
+mm = Tensor.mm
+bmm = Tensor.bmm
+mv = Tensor.mv
+dot = Tensor.dot
+addmm = Tensor.addmm
+addmv = Tensor.addmv
+baddbmm = Tensor.baddbmm
+outer = Tensor.outer
+kron = Tensor.kron
+diagonal = Tensor.diagonal
+diag = Tensor.diag
+trace = Tensor.trace
+numel = Tensor.numel
 
 
 def cat(tensors, dim=0):
@@ -80,6 +184,7 @@ def where(condition, input=None, other=None):
         return tuple(condition.nonzero().unbind(1))
     if not isinstance(input, TensorBase) and not isinstance(other, TensorBase):
         from .dtypes import result_dtype, scalar_dtype
+
         dtype = result_dtype([(scalar_dtype(input), 0), (scalar_dtype(other), 0)])
         input, other = (as_tensor(np.asarray(v, dtype), device=condition.device) for v in (input, other))
     else:
@@ -97,7 +202,7 @@ def meshgrid(*tensors, indexing="ij"):
         tensors = tuple(tensors[0])
     if indexing not in ("ij", "xy"):
         raise OpError(f"meshgrid: indexing must be 'ij' or 'xy', got {indexing!r}")
-    if not tensors or any(x.ndim > 1 for x in tensors):
+    if not tensors or builtins.any(x.ndim > 1 for x in tensors):
         raise OpError("meshgrid: expected vectors or numbers")
     if len({x.dtype for x in tensors}) > 1:
         raise OpTypeError("meshgrid: all tensors must have one dtype")
@@ -105,8 +210,9 @@ def meshgrid(*tensors, indexing="ij"):
     if indexing == "xy" and len(tensors) > 1:
         order[0], order[1] = 1, 0
     shape = [tensors[i].numel() for i in order]
-    return tuple(x.reshape([n if order[d] == i else 1 for d, n in enumerate(shape)]).expand(shape)
-                 for i, x in enumerate(tensors))
+    return tuple(
+        x.reshape([n if order[d] == i else 1 for d, n in enumerate(shape)]).expand(shape) for i, x in enumerate(tensors)
+    )
 
 
 def broadcast_tensors(*tensors):
@@ -127,6 +233,7 @@ def result_type(a, b):
 def one_hot(tensor, num_classes=-1):
     """See nn.functional.one_hot."""
     from .nn.functional import one_hot as of_functional
+
     return of_functional(tensor, num_classes)
 
 
@@ -139,6 +246,9 @@ def scalar_tensor(value, *, dtype=None, device=None):
     return as_tensor(np.asarray(value), dtype=dtype, device=device)
 
 
-__all__ = [name for name, value in list(globals().items()) if callable(value) and not name.startswith("_") and name not in
-           ("Tensor", "TensorBase", "OpError", "OpTypeError", "as_tensor", "cast", "dim_index", "operands", "concatenate",
-            "wrap")]
+_OTHERS = {"Tensor", "TensorBase", "OpError", "OpTypeError", "as_tensor", "dim_index", "operands", "concatenate"}
+__all__ = [
+    name
+    for name, value in list(globals().items())
+    if callable(value) and not name.startswith("_") and name not in _OTHERS
+]

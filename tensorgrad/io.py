@@ -1,4 +1,5 @@
 """save and load: dicts of tensors as safetensors files. Never pickle."""
+
 import os
 import tempfile
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Switches for recording, per thread, as context managers and decorators."""
+
 from contextlib import ContextDecorator
 
 from .engine import modes

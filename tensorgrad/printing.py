@@ -1,4 +1,5 @@
 """Tensors as text, laid out like PyTorch's: tensor([[1., 2.]], requires_grad=True)."""
+
 import math
 
 import numpy as np
@@ -29,8 +30,15 @@ def _body(array):
     formatter = _formatter(_shown(array) if array.size > THRESHOLD else array)
     if array.ndim == 0:
         return formatter(array[()])
-    text = np.array2string(array, separator=", ", prefix="tensor(", threshold=THRESHOLD, edgeitems=EDGE,
-                           max_line_width=WIDTH, formatter={"all": formatter})
+    text = np.array2string(
+        array,
+        separator=", ",
+        prefix="tensor(",
+        threshold=THRESHOLD,
+        edgeitems=EDGE,
+        max_line_width=WIDTH,
+        formatter={"all": formatter},
+    )
     return text
 
 
@@ -54,14 +62,22 @@ def _formatter(values):
     finite = values[np.isfinite(values) & (values != 0)]
     high, low = (float(np.abs(finite).max()), float(np.abs(finite).min())) if finite.size else (0.0, 0.0)
     whole = bool((finite == np.ceil(finite)).all())
-    if finite.size and (high / low > 1000 or high > 1e8 or low < 1e-4) and not (whole and high / low <= 1000 and high <= 1e8):
+    if (
+        finite.size
+        and (high / low > 1000 or high > 1e8 or low < 1e-4)
+        and not (whole and high / low <= 1000 and high <= 1e8)
+    ):
+
         def text(v):
             return f"{v:.{PRECISION}e}" if math.isfinite(v) else str(v)
     elif whole:
+
         def text(v):
             return f"{v:.0f}." if math.isfinite(v) else str(v)
     else:
+
         def text(v):
             return f"{v:.{PRECISION}f}" if math.isfinite(v) else str(v)
+
     width = max(len(text(float(v))) for v in values.reshape(-1)) if values.ndim else 0
     return lambda v: f"{text(float(v)):>{width}}"

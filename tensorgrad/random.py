@@ -4,9 +4,11 @@ Every call draws from its own stream, Philox keyed by the seed with the number o
 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). A stream can therefore be drawn again from its
 number alone: dropout stores the number, not the mask, and restoring the state restores everything.
 """
+
 import numpy as np
 
-from .device import cpu, device as as_device
+from .device import cpu
+from .device import device as as_device
 
 
 class Generator:

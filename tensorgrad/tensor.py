@@ -1,23 +1,43 @@
 """Tensor: an array of NumPy or CuPy with a gradient. Its methods come from the families in `ops/`."""
+
 import operator
 
 import numpy as np
 
 from . import dtypes, engine
-from .device import cpu, device as as_device
+from .device import cpu
+from .device import device as as_device
 from .engine import Leaf, TensorBase, add_hook, modes, wrap
 from .errors import OpTypeError
-from .ops.elementwise import ElementwiseMethods
+from .ops.arithmetic import ArithmeticMethods
+from .ops.comparison import ComparisonMethods
+from .ops.conversion import ConversionMethods
 from .ops.indexing import IndexingMethods
 from .ops.inplace import InPlaceMethods
+from .ops.joining import JoiningMethods
 from .ops.linalg import LinearAlgebraMethods
 from .ops.movement import MovementMethods
 from .ops.nn import ActivationMethods
 from .ops.reduction import ReductionMethods
+from .ops.sampling import SamplingMethods
+from .ops.unary import UnaryMethods
 
 
-class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMethods, LinearAlgebraMethods,
-             ActivationMethods, InPlaceMethods, TensorBase):
+class Tensor(
+    ArithmeticMethods,
+    UnaryMethods,
+    ComparisonMethods,
+    ConversionMethods,
+    ReductionMethods,
+    MovementMethods,
+    JoiningMethods,
+    IndexingMethods,
+    LinearAlgebraMethods,
+    ActivationMethods,
+    InPlaceMethods,
+    SamplingMethods,
+    TensorBase,
+):
     """A multi-dimensional array on a device that can record operations for `backward()`.
 
     `Tensor(data)` copies numbers, nested lists, arrays or tensors; see `tg.tensor`. `array` is the raw array."""
@@ -26,8 +46,9 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
     __hash__ = object.__hash__
 
     def __init__(self, data, dtype=None, device=None, requires_grad=False):
-        source = as_device(device if device is not None else getattr(data, "device", None)
-                           if isinstance(data, TensorBase) else cpu)
+        source = as_device(
+            device if device is not None else getattr(data, "device", None) if isinstance(data, TensorBase) else cpu
+        )
         array = to_array(data, dtype)
         if isinstance(data, TensorBase):
             array = data.device.to_numpy(array) if data.device is not source else array
@@ -40,8 +61,10 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
     shape = property(lambda self: self.array.shape, doc="Sizes of the dimensions, a tuple.")
     ndim = property(lambda self: self.array.ndim, doc="Number of dimensions.")
     dtype = property(lambda self: self.array.dtype, doc="A NumPy dtype, e.g. tg.float32.")
-    grad_fn = property(lambda self: None if self.node.__class__ is Leaf else self.node, doc="Graph node, None for leaves.")
-    is_leaf = property(lambda self: self.node is None or self.node.__class__ is Leaf, doc="Made by the user, not by an op?")
+    grad_fn = property(lambda self: None if self.is_leaf else self._current_node(), doc="Graph node, None for leaves.")
+    is_leaf = property(
+        lambda self: self.node is None or self.node.__class__ is Leaf, doc="Made by the user, not by an op?"
+    )
     is_cuda = property(lambda self: self.device.type == "cuda")
     itemsize = property(lambda self: self.array.dtype.itemsize, doc="Bytes per element.")
     nbytes = property(lambda self: self.array.nbytes, doc="Bytes of all elements.")
@@ -87,7 +110,7 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
     @property
     def requires_grad(self):
         """Does backward() reach this tensor? Setting it on a leaf starts or stops that."""
-        return self.node is not None
+        return self._current_node() is not None
 
     @requires_grad.setter
     def requires_grad(self, value):
@@ -111,6 +134,7 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
         """Add d self / d leaf into the .grad of every leaf (or of `inputs`) that requires a gradient.
         `gradient` (d loss / d self, this shape) may be left out for a single element."""
         from .autograd import backward
+
         backward(self, gradient, retain_graph, create_graph, inputs)
 
     def detach(self):
@@ -146,6 +170,7 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
             return
         self.retains_grad = True
         from weakref import ref
+
         own = ref(self)
 
         def keep(gradient):
@@ -153,6 +178,7 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
             if tensor is not None:
                 copy = gradient if modes.grad else wrap(gradient.array.copy(), gradient.device)
                 tensor.grad = copy if tensor.grad is None else tensor.grad + copy
+
         add_hook(self, keep)
 
     retains_grad = False
@@ -208,6 +234,7 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
 
     def __repr__(self):
         from .printing import tensor_repr
+
         return tensor_repr(self)
 
     # ---- copies and relatives
@@ -250,8 +277,11 @@ class Tensor(ElementwiseMethods, ReductionMethods, MovementMethods, IndexingMeth
 
 
 def _rebuild(cls, array, device, requires_grad):
-    return cls(array, requires_grad=requires_grad) if device == "cpu" else \
-        Tensor(array, device=device, requires_grad=requires_grad)
+    return (
+        cls(array, requires_grad=requires_grad)
+        if device == "cpu"
+        else Tensor(array, device=device, requires_grad=requires_grad)
+    )
 
 
 def _size(size):

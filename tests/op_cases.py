@@ -10,15 +10,16 @@ CASES = UNARY + BINARY + REDUCE + LINALG + MOVE + INDEX + MAKE + CAST + NN_CASES
 
 # Public names of `tensorgrad` and methods of Tensor that are not operations on values, by what they are.
 NOT_OPERATIONS = {
-    "making tensors of data": "tensor as_tensor from_numpy from_dlpack empty new_tensor new_full new_zeros new_ones "
-                               "new_empty fill_ zero_ copy_ normal_ uniform_ bernoulli_",
-    "reading": "item tolist numpy dim ndimension numel nelement size stride is_contiguous is_floating_point is_tensor "
+    "making tensors of data": "tensor as_tensor scalar_tensor from_numpy from_dlpack to_dlpack empty new_tensor "
+                               "new_full new_zeros new_ones new_empty fill_ zero_ copy_ normal_ uniform_ bernoulli_",
+    "reading": "item tolist numpy dim numel nelement size stride is_contiguous is_floating_point is_tensor "
                "is_grad_enabled is_inference_mode_enabled result_type promote_types get_default_dtype element_size",
     "autograd": "backward grad retain_grad register_hook requires_grad_ detach_ no_grad enable_grad inference_mode "
-                "set_grad_enabled gradcheck gradgradcheck version",
-    "settings": "manual_seed seed initial_seed get_rng_state set_rng_state set_default_dtype set_printoptions",
+                "set_grad_enabled version",
+    "settings": "manual_seed get_rng_state set_rng_state set_default_dtype",
     "files": "save load",
-    "devices": "device cuda synchronize",
+    "needs a package of its own": "bfloat16",
+    "devices": "device cuda",
 }
 
 # What must fail, in PyTorch too, with a message that names the operation: (operation, call).

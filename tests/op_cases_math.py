@@ -31,6 +31,7 @@ UNARY = [
     unary("logical_not", grad=False),
     case("__pos__", (infix("pos"), real(2, 3)), (infix("pos"), real(0)), (infix("pos"), ints(3)), view=None),
     case("positive", (lambda t, x: t.positive(x), real(2, 3)), (lambda t, x: x.positive(), ints(0)), view=None),
+    case("__neg__", (infix("neg"), real(2, 3)), (infix("neg"), ints(0))),
     case("__abs__", (abs_of, real(2, 3)), (abs_of, real(0)), (abs_of, ints(3, low=-2))),
     case("__invert__", (infix("invert"), bools(2, 3)), (infix("invert"), bools(0)), (infix("invert"), ints(3)),
          grad=False),

@@ -64,6 +64,8 @@ MOVE = [
          (lambda t, x, y: x.expand_as(y), real(1), weights(0)), view=True),
     case("broadcast_to", (lambda t, x: t.broadcast_to(x, (2, 3)), real(3)),
          (lambda t, x: x.broadcast_to((2, 2)), real()), (lambda t, x: x.broadcast_to((2, 0)), real(0)), view=True),
+    case("broadcast_tensors", (lambda t, x, y: t.broadcast_tensors(x, y), real(3), real(2, 1)),
+         (lambda t, x, y: t.broadcast_tensors(x, y), real(0), real(1)), view=None),
     case("repeat", (lambda t, x: x.repeat(2, 3), real(2, 2)), (lambda t, x: x.repeat((2, 1, 2)), real(2)),
          (lambda t, x: x.repeat(3), real()), (lambda t, x: x.repeat(2), real(0)),
          (lambda t, x: x.repeat(0, 2), real(2))),

@@ -194,7 +194,7 @@ def binary(
     calls = [function(name), method(name)] + ([infix(symbol)] if symbol else [])
     samples = [(calls[n % len(calls)], make(*a), make(*b)) for n, (a, b) in enumerate(PAIRS)]
     samples += [
-        (calls[0], *map(values, literal)),
+        (calls[0], *map(values if flags.get("grad", True) else constant, literal)),
         (lambda t, x, y: getattr(t, name)(x, y.to(t.float64)), make(3), make()),
         (lambda t, x, y: getattr(t, name)(x.to(t.float64), y), make(2, 1), make(3)),
     ]

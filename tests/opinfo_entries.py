@@ -11,11 +11,13 @@ A form maps a library, `torch` or `tensorgrad`, to a callable, so that both are 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.testing import make_tensor
 from torch.testing._internal.common_methods_invocations import op_db
@@ -207,6 +209,13 @@ def _setitem_samples(dtype: torch.dtype) -> Iterator[SampleInput]:
     yield SampleInput(_make(dtype=dtype), args=(Ellipsis, _make(dtype=dtype)))
 
 
+def _div_integers(dtype: torch.dtype) -> Iterator[SampleInput]:
+    large = torch.tensor([2**24 + 1, -(2**53) - 1, 2**62 + 3, -7], dtype=dtype)
+    for mode in ("trunc", "floor"):  # exact: not by way of floating point
+        for divisor in (1, 2, -3):
+            yield SampleInput(large, args=(torch.tensor(divisor, dtype=dtype),), kwargs={"rounding_mode": mode})
+
+
 def _sizes(dtype: torch.dtype) -> Iterator[SampleInput]:
     for args in ((3,), (2, 3), (0,), ((4, 5),), ((),), ((2, 0, 3),), ([200, 300],)):
         yield SampleInput(args[0], args=args[1:], kwargs={"dtype": dtype})
@@ -260,6 +269,7 @@ _BY_HAND: dict[str, dict[str, tuple[Callable[[torch.dtype], Iterator[SampleInput
     "to": {"dtypes": (_to, DTYPES)},
     "__getitem__": {"by hand": (_getitem, DTYPES)},
     "setitem": {"": (_setitem_samples, DTYPES)},
+    "div": {"large integers": (_div_integers, (I64,))},
     "rand": {"": (_sizes, FLOATS)},
     "randn": {"by hand": (_sizes, FLOATS)},
     "randint": {"by hand": (_randint, (F64, F32, I64))},
@@ -268,3 +278,37 @@ _BY_HAND: dict[str, dict[str, tuple[Callable[[torch.dtype], Iterator[SampleInput
     "nn.functional.cross_entropy": {"label smoothing": (_cross_entropy, FLOATS)},
     "nn.functional.scaled_dot_product_attention": {"grouped queries": (_attention, FLOATS)},
 }
+
+# ---------------------------------------------------------------------------------------------------- random operations
+
+RANDOM = {"rand", "randn", "randint", "randperm", "nn.functional.dropout", "nn.functional.scaled_dot_product_attention"}
+
+
+def is_random(name: str, sample: SampleInput) -> bool:
+    if name == "nn.functional.dropout":
+        return sample.kwargs.get("training", True) and 0 < sample.kwargs.get("p", 0.5) < 1
+    return name in RANDOM and bool(sample.kwargs.get("dropout_p", 1))
+
+
+def obeys_law(name: str, sample: SampleInput, array: np.ndarray) -> bool:
+    """Whether the output of a random operation looks drawn from its distribution (means within 5 standard errors)."""
+    if name == "randperm":
+        return np.array_equal(np.sort(array), np.arange(sample.input, dtype=array.dtype))
+    if not array.size:
+        return True
+    error = 5 / math.sqrt(array.size) if array.size >= 1000 else 1e9  # a mean of few tells nothing
+    if name == "rand":
+        return array.min() >= 0 and array.max() < 1 and abs(array.mean() - 0.5) < error * math.sqrt(1 / 12)
+    if name == "randn":
+        return bool(np.isfinite(array).all()) and abs(array.mean()) < error and abs(np.mean(array**2) - 1) < 1.5 * error
+    if name == "randint":
+        low, high = (sample.input, sample.args[0]) if len(sample.args) == 2 else (0, sample.input)
+        spread = math.sqrt(((high - low) ** 2 - 1) / 12)
+        inside = array.min() >= low and array.max() < high and np.array_equal(array, np.floor(array))
+        return inside and abs(array.mean() - (low + high - 1) / 2) <= error * spread
+    if name == "nn.functional.dropout":
+        p, x = sample.kwargs.get("p", 0.5), sample.input.detach().numpy()
+        kept = array != 0
+        scaled = np.allclose(array[kept], x[kept] / (1 - p), 4 * np.finfo(array.dtype).eps, 0)
+        return scaled and abs(kept[x != 0].mean() - (1 - p)) <= error * math.sqrt(p * (1 - p))
+    return bool(np.isfinite(array).all())

@@ -33,7 +33,8 @@ LAYERS = {
     "gelu_tanh": (lambda n: n.GELU("tanh"), (7,)),
     "relu": (lambda n: n.ReLU(), (7,)),
     "silu": (lambda n: n.SiLU(), (7,)),
-    "inplace": (lambda n: n.Sequential(n.Linear(7, 7), n.ReLU(True), n.SiLU(True), n.Dropout(0.0, True)), (7,)),
+    "relu_inplace": (lambda n: n.Sequential(n.Linear(7, 7), n.ReLU(True), n.Dropout(0.0, True)), (7,)),
+    "silu_inplace": (lambda n: n.Sequential(n.Linear(7, 7), n.SiLU(inplace=True)), (7,)),
     "tanh": (lambda n: n.Tanh(), (7,)),
     "sigmoid": (lambda n: n.Sigmoid(), (7,)),
     "softmax": (lambda n: n.Softmax(dim=1), (2, 5, 3)),
@@ -89,8 +90,9 @@ def test_cross_entropy_loss_equals_torch(options):
     logits = np.random.default_rng(0).normal(size=(6, 4))
     targets = np.array([0, 1, 2, 3, 1, 0])
     weight = options.get("weight")
-    theirs = torch.nn.CrossEntropyLoss(**options | ({"weight": torch.tensor(weight).double()} if weight else {}))
-    ours = nn.CrossEntropyLoss(**options | ({"weight": tg.tensor(weight, dtype=tg.float64)} if weight else {}))
+    given = options | ({"weight": np.array(weight)} if weight else {})
+    theirs = torch.nn.CrossEntropyLoss(**given | ({"weight": torch.tensor(given["weight"])} if weight else {}))
+    ours = nn.CrossEntropyLoss(**given | ({"weight": tg.tensor(given["weight"])} if weight else {}))
     expected = theirs(torch.from_numpy(logits), torch.from_numpy(targets))
     np.testing.assert_allclose(ours(tg.tensor(logits), tg.tensor(targets)).numpy(), expected.numpy(), rtol=1e-12)
     assert list(ours.state_dict()) == list(theirs.state_dict())

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="the oracle is PyTorch: install the extra `test`")
+import tensorgrad
+
+torch = pytest.importorskip("torch", reason="the oracle is PyTorch: install the extra `oracle`")
 pytest.importorskip("expecttest", reason="PyTorch's sample inputs need expecttest: install the extra `test`")
 
 import opinfo  # noqa: E402
@@ -22,20 +24,40 @@ from opinfo_entries import NAMES, entries  # noqa: E402
 
 @functools.cache
 def results_of(name: str) -> list[opinfo.Result]:
-    import tensorgrad
-
     return opinfo.run(tensorgrad, name)
+
+
+NUMBERS = "a Python number is welcome where PyTorch insists on a Tensor"
+DELIBERATE = {  # (operation, variant or form): why we differ from PyTorch there. Counted as failed in the score.
+    ("norm", "nuc"): "the nuclear norm needs a singular value decomposition",
+    ("logical_and", "error"): NUMBERS,
+    ("logical_or", "error"): NUMBERS,
+    ("logical_xor", "error"): NUMBERS,
+    ("maximum", "error"): NUMBERS,
+    ("minimum", "error"): NUMBERS,
+}
 
 
 def failures(results: list[opinfo.Result]) -> list[opinfo.Result]:
     return [result for result in results if result.status == "fail"]
 
 
+def is_deliberate(result: opinfo.Result) -> bool:
+    return (result.name, result.variant) in DELIBERATE or (result.name, result.form) in DELIBERATE
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_operation(name):
+    """Nothing fails but what is deliberate, or rounding in float32 (see `opinfo.is_rounding`)."""
     results = results_of(name)
-    assert not failures(results), "\n" + opinfo.report(results)
+    known = [result for result in failures(results) if result.rounding or is_deliberate(result)]
+    assert len(known) == len(failures(results)), "\n" + opinfo.report([r for r in results if r not in known])
     assert opinfo.score(results)[0] > 0, f"{name}: no sample was run"
+
+
+@pytest.mark.parametrize("name, part", DELIBERATE)
+def test_deliberate_differences_are_still_there(name, part):
+    assert any(part in (r.variant, r.form) for r in failures(results_of(name))), "remove it from DELIBERATE"
 
 
 def test_score():
@@ -159,6 +181,13 @@ def test_finds(bug):
     good, total = opinfo.score(results)
     assert good == total - len(found) < total
     assert f"{name}: {len(found)} of {total} failed" in opinfo.report(results)
+
+
+@pytest.mark.parametrize("error, rounding", [(3e-5, False), (1.6e-5, True)])
+def test_rounding_is_marked_and_still_counts_as_failed(error, rounding):
+    lib = planted(sin=lambda x: torch.sin(x) + (error if x.dtype is torch.float32 else 0))
+    found = failures(opinfo.run(lib, "sin"))
+    assert found and all(result.rounding is rounding for result in found)
 
 
 def test_finds_a_missing_function():

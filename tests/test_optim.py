@@ -68,12 +68,12 @@ def test_training_with_clipping_equals_torch():
 # ---- state_dict ----
 
 def to_arrays(state):
-    return {"state": {i: {k: np.array(v) for k, v in entry.items()} for i, entry in state["state"].items()},
+    return {"state": {i: {k: v.numpy().copy() for k, v in entry.items()} for i, entry in state["state"].items()},
             "param_groups": state["param_groups"]}
 
 
 def to_torch(state):
-    return {"state": {i: {k: torch.from_numpy(np.array(v)) for k, v in entry.items()}
+    return {"state": {i: {k: torch.from_numpy(v.numpy().copy()) for k, v in entry.items()}
                       for i, entry in state["state"].items()}, "param_groups": state["param_groups"]}
 
 
@@ -139,6 +139,8 @@ def test_load_state_dict_checks_before_it_writes():
     assert opt.param_groups[0]["lr"] == 1e-3 and opt.state[ours[0]]["exp_avg"].numpy().all()
     with pytest.raises(ValueError, match=r"groups of sizes \[4\], this optimizer \[2\]"):
         optim.AdamW(ours[:2]).load_state_dict(opt.state_dict())
+    opt.load_state_dict({"state": {}, "param_groups": opt.state_dict()["param_groups"]})
+    assert not opt.state and not opt._flat[0].buffers[0].state["exp_avg"].any()  # as new
 
 
 def test_wrong_arguments():

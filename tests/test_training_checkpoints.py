@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, whatever happens while they are written; exact; and clear when they do not fit."""
+"""Checkpoints: complete or not there, whatever happens while they are written; exact; clear when they do not fit."""
 import errno
 import json
 import os
@@ -6,13 +6,22 @@ import shutil
 
 import numpy as np
 import pytest
-from gpt.errors import UserError
-from gpt.model import GPT
-from gpt.training import Checkpoints, files, load_run
-from gpt.training.checkpoints import last_folder, load_last, load_weights, pack, save_best, start_run, unpack, weights_of
 from tiny_run import tiny_config, tiny_trainer
 
 import tensorgrad as tg
+from gpt.errors import UserError
+from gpt.model import GPT
+from gpt.training import Checkpoints, files, load_run
+from gpt.training.checkpoints import (
+    last_folder,
+    load_last,
+    load_weights,
+    pack,
+    save_best,
+    start_run,
+    unpack,
+    weights_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +47,22 @@ def arrays(named):
     return {name: np.array(tensor.tolist()) for name, tensor in named.items()}
 
 
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def same(one, two):
     return one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
 
 
 def test_a_run_folder_holds_best_and_last(config, tmp_path):
     trainer = trained(config, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "config.toml", "last", "model.safetensors", "tokenizer.json"]
-    assert sorted(path.name for path in (tmp_path / "run" / "last").iterdir()) == [
+    assert names(tmp_path / "run") == ["config.toml", "last", "model.safetensors", "tokenizer.json"]
+    assert names(tmp_path / "run" / "last") == [
         "config.toml", "model.safetensors", "tokenizer.json", "train_state.json", "train_state.safetensors"]
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):  # both can be opened; here the last is the best
         model, tokenizer, loaded = load_run(folder)
@@ -86,6 +102,14 @@ def test_tied_weights_are_stored_once_and_stay_tied(config, tmp_path):
     assert "lm_head.weight" not in tg.load(folder / "model.safetensors")
     model, _, _ = load_run(folder)
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_float64_weights_come_back_exactly(config, tmp_path):
+    config.dtype = "float64"
+    trainer = trained(config, tmp_path / "run")
+    model, _, _ = load_run(tmp_path / "run")
+    assert {str(p.dtype) for p in model.parameters()} == {"float64"}
+    assert same(arrays(model.state_dict()), arrays(trainer.model.state_dict()))
 
 
 def test_a_transposed_weight_survives(config, tmp_path):
@@ -131,20 +155,19 @@ STEPS = ["mkdir", "save", "fsync", "rename", "replace", "rmtree"]
 @pytest.mark.parametrize("call", STEPS)
 @pytest.mark.parametrize("number", range(8))
 def test_a_crash_at_any_moment_leaves_one_whole_checkpoint(config, tmp_path, monkeypatch, call, number):
-    """Die at the number-th call of each function that touches the disk: last/ is then that of iteration 4 or of 6, whole,
-    and the next save succeeds."""
+    """Die at the number-th call of each function that touches the disk: last/ is then that of iteration 4 or of 6,
+    whole, and the next save succeeds."""
     folder = tmp_path / "run"
     trainer = trained(config, folder)
     before = arrays(trainer.model.state_dict())
     trainer.config.max_iters = 6
-    owner, name = {"save": (tg, "save"), "mkdir": (files.Path, "mkdir"), "rmtree": (shutil, "rmtree")}.get(call, (os, call))
+    owners = {"save": tg, "mkdir": files.Path, "rmtree": shutil}
+    owner, name = owners.get(call, os), call
     real, calls = getattr(owner, name), []
 
     def dying(*args, **kwargs):
         calls.append(args)
-        if len(calls) == number + 1:
-            raise Crash
-        if len(calls) > number + 1:  # nothing runs after the crash, no cleaning up either
+        if len(calls) > number:  # nothing runs after the crash, no cleaning up either
             raise Crash
         return real(*args, **kwargs)
 
@@ -171,7 +194,7 @@ def test_a_crash_at_any_moment_leaves_one_whole_checkpoint(config, tmp_path, mon
     fresh.config.max_iters = 8
     fresh.fit()
     assert load_last(folder, fresh.model)["iteration"] == 8
-    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "last", "model.safetensors", "tokenizer.json"]
+    assert names(folder) == ["config.toml", "last", "model.safetensors", "tokenizer.json"]
 
 
 def undead(delete, calls, number):
@@ -183,14 +206,16 @@ def undead(delete, calls, number):
 def test_a_full_disk_is_one_line_and_loses_nothing(config, tmp_path, monkeypatch, when):
     folder = tmp_path / "run"
     trainer = trained(config, folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = contents(folder)
     trainer.config.max_iters = 6
     trainer.best_val_loss = 99.0 if when == "best weights" else -1.0
     real_save, real_write = tg.save, files.Path.write_text
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    part = {"best weights": "model", "weights": "model", "state": "train_state"}.get(when, "none of them")
+
     def save(tensors, path, *args, **kwargs):
-        if when in ("best weights", "weights") and path.name.startswith("model") or when == "state" and "state" in path.name:
+        if path.name.startswith(part):
             path.write_bytes(b"half a file")
             raise full
         return real_save(tensors, path, *args, **kwargs)
@@ -212,7 +237,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(config, tmp_path, monkeypatch
     message = str(caught.value)
     assert os.strerror(errno.ENOSPC) in message and str(folder) in message and "space" in message
     assert "\n" not in message
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before  # and nothing half written
+    assert contents(folder) == before  # and nothing half written
 
 
 # ---- what does not fit ----

@@ -3,10 +3,10 @@ import math
 
 import numpy as np
 import pytest
-from gpt.text import IGNORE_INDEX
-from gpt.training import Evaluation, evaluate, validation_batches
 
 import tensorgrad as tg
+from gpt.text import IGNORE_INDEX
+from gpt.training import Evaluation, evaluate, validation_batches
 from tensorgrad import nn
 from tensorgrad.nn import functional as F
 
@@ -55,7 +55,8 @@ def test_special_tokens_count_for_the_loss_but_not_for_bits_per_byte(table):
     result = evaluate(Bigram(table), validation_batches(tokens, block_size=16, batch_size=3), sizes)
     expected, text = nats(table, tokens), tokens[1:] != 2
     assert result.loss == pytest.approx(expected.mean(), rel=1e-12)
-    assert result.bits_per_byte == pytest.approx(expected[text].sum() / math.log(2) / sizes[tokens[1:]].sum(), rel=1e-12)
+    bits, size = expected[text].sum() / math.log(2), sizes[tokens[1:]].sum()
+    assert result.bits_per_byte == pytest.approx(bits / size, rel=1e-12)
 
 
 def test_ignored_targets_do_not_count(table):
@@ -78,7 +79,9 @@ def test_batches_weigh_by_their_targets(table):
 def test_sampled_batches_are_the_same_each_time_and_as_many_as_asked():
     tokens = np.arange(500, dtype=np.uint16)
     one, two = (list(validation_batches(tokens, 8, 4, iters=3, seed=5)) for _ in range(2))
-    assert len(one) == 3 and all((a[0] == b[0]).all() and (a[1] == a[0] + 1).all() for a, b in zip(one, two, strict=True))
+    assert len(one) == 3
+    for (x, y), (x_again, _) in zip(one, two, strict=True):
+        assert (x == x_again).all() and (y == x + 1).all()
     other = next(validation_batches(tokens, 8, 4, iters=3, seed=6))
     assert (other[0] != one[0][0]).any()
 

@@ -4,9 +4,10 @@ import json
 import sys
 
 import pytest
-from gpt.training import Console, LossPlot, MetricsFile, read_metrics
-from gpt.training.logs import duration, plot_losses
 from tiny_run import tiny_config, tiny_trainer
+
+from gpt.training import Callback, Console, LossPlot, MetricsFile, read_metrics
+from gpt.training.logs import duration, plot_losses
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,13 @@ def test_a_live_line_on_a_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = io.StringIO()
     stream.isatty = lambda: True
-    fit(tiny_config(tmp_path), Console(stream))
+
+    class Marked(Callback):  # rich must show a text as it is
+        def on_stop(self, trainer):
+            trainer.emit("on_sample", "[b]:smile:[/b]")
+
+    fit(tiny_config(tmp_path), Console(stream), Marked())
+    assert "[b]:smile:[/b]" in stream.getvalue()
     text = stream.getvalue()
     assert 0 <= text.index("\x1b[?25l") < text.index("\x1b[?25h")  # the cursor is hidden, and shown again
     assert "eval at 12: val loss" in text and "iter 11/12  loss" in text

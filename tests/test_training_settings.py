@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from gpt.cli import parse_flags
-from gpt.errors import UserError
-from gpt.training.config import TrainConfig, resolve
-from gpt.training.settings import convert, differences, read_toml, to_toml
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gpt.cli import parse_flags
+from gpt.errors import UserError
+from gpt.training.config import TrainConfig, resolve, run_toml
+from gpt.training.settings import convert, differences, read_toml, to_toml
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.toml"))
 
@@ -32,7 +33,8 @@ def write(folder, text):
 
 
 def test_toml_values_have_the_types_of_the_fields(tmp_path):
-    values = read_toml(write(tmp_path, 'count = 7\nrate = 1e-3\nflag = true\nname = "é"\nkind = "b"\nlimit = 4\n'), Settings)
+    path = write(tmp_path, 'count = 7\nrate = 1e-3\nflag = true\nname = "é"\nkind = "b"\nlimit = 4\n')
+    values = read_toml(path, Settings)
     assert values == {"count": 7, "rate": 1e-3, "flag": True, "name": "é", "kind": "b", "limit": 4}
     rate = read_toml(write(tmp_path, "rate = 2\n"), Settings)["rate"]
     assert rate == 2.0 and type(rate) is float
@@ -146,15 +148,16 @@ def test_every_field_has_a_docstring():
         lines = Path(__import__(cls.__module__, fromlist=["x"]).__file__).read_text().splitlines()
         for name in cls.__annotations__:
             at = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
-            assert lines[at + 1].startswith('    """'), name
+            assert lines[at + 1].startswith('    """') and len(lines[at + 1]) > 15, name
 
 
 def test_defaults_are_nanogpts():
     config = TrainConfig()
     expected = {"batch_size": 12, "block_size": 1024, "gradient_accumulation_steps": 40, "n_layer": 12, "n_head": 12,
                 "n_embd": 768, "dropout": 0.0, "bias": False, "learning_rate": 6e-4, "max_iters": 600000,
-                "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "warmup_iters": 2000, "min_lr": 6e-5,
-                "eval_interval": 2000, "log_interval": 1, "eval_iters": 200, "always_save_checkpoint": True}
+                "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "grad_clip": 1.0, "warmup_iters": 2000,
+                "min_lr": 6e-5, "eval_interval": 2000,
+                "log_interval": 1, "eval_iters": 200, "always_save_checkpoint": True}
     assert {name: getattr(config, name) for name in expected} == expected
     assert differences(config) == {}
     assert differences(TrainConfig(max_iters=5, bias=True)) == {"bias": True, "max_iters": 5}
@@ -182,7 +185,7 @@ def test_vocabulary_is_the_tokenizers_or_larger():
 
 def make_run(folder, **values):
     folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(to_toml(TrainConfig(**values)))
+    (folder / "config.toml").write_text(run_toml(TrainConfig(**values)))
     (folder / "last").mkdir()
     return folder
 
@@ -198,6 +201,7 @@ def test_resume_takes_the_runs_values_and_flags_win(tmp_path):
         config = resolve({"resume": str(spelling), "max_iters": 20}, fallback={"n_layer": 3, "batch_size": 7})
         assert (config.n_layer, config.max_iters, config.batch_size, config.overwrite) == (5, 20, 12, False)
         assert (config.resume, config.out_dir) == (str(run), str(run))
+    assert resolve({"resume": str(run), "out_dir": "elsewhere"}).out_dir == "elsewhere"
 
 
 def test_resume_auto_is_a_new_run_until_there_is_one(tmp_path):

@@ -4,12 +4,12 @@ import signal
 
 import numpy as np
 import pytest
-from gpt.errors import UserError
-from gpt.training import Callback, Checkpoints, EarlyStopping, Interrupted, MetricsFile, Samples, read_metrics
-from gpt.training.checkpoints import load_last
 from tiny_run import losses, tiny_config, tiny_trainer
 
 import tensorgrad as tg
+from gpt.errors import UserError
+from gpt.training import Callback, Checkpoints, EarlyStopping, Interrupted, MetricsFile, Samples, read_metrics
+from gpt.training.checkpoints import load_last
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,6 @@ def test_two_half_batches_accumulated_are_one_batch(tmp_path):
     for parts in (1, 2):
         config.batch_size, config.gradient_accumulation_steps = 8 // parts, parts
         trainer = tiny_trainer(config)
-        trainer.model.double()
         trainer.batches = FixedBatches(trainer.dataset.train, 8 // parts, config.block_size)
         loss = trainer._accumulate_gradients()
         results.append((loss, [np.array(p.grad.tolist()) for p in trainer.model.parameters()]))
@@ -120,7 +119,7 @@ def test_gradients_are_clipped_to_grad_clip_and_the_norm_before_is_told(tmp_path
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_resume_repeats_the_bits(tmp_path, optimizer):
     """A run of 12 steps, and one that stops after 7 and goes on in a new Trainer: the same losses and weights."""
-    config = tiny_config(tmp_path, optimizer=optimizer, learning_rate=3e-3, eval_interval=4, gradient_accumulation_steps=2)
+    config = tiny_config(tmp_path, optimizer=optimizer, learning_rate=3e-3, gradient_accumulation_steps=2)
     whole, records = run(config)
 
     folder = tmp_path / "run"
@@ -155,10 +154,8 @@ def test_the_same_seed_gives_the_same_run_and_another_a_different_one(tmp_path):
 
 
 def test_float64(tmp_path):
-    trainer = tiny_trainer(tiny_config(tmp_path, max_iters=2))
-    trainer.model.double()
-    trainer.fit()
-    assert {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters()} == {"float64"}
+    trainer, _ = run(tiny_config(tmp_path, max_iters=2, dtype="float64"))
+    assert {str(p.dtype) for p in trainer.model.parameters()} == {"float64"}
 
 
 def test_early_stopping_counts_evaluations_without_improvement(tmp_path):
@@ -233,7 +230,7 @@ def test_ctrl_c_in_an_evaluation_takes_effect_at_once_and_the_evaluation_is_repe
 
     class Pressing:  # the validation tokens, until somebody presses Ctrl-C while they are read
         def __len__(self):
-            if trainer.iteration == 8:
+            if trainer.iteration == 8 and not trainer._interrupted:
                 signal.raise_signal(signal.SIGINT)
             return len(windows)
 

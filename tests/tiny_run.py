@@ -1,11 +1,10 @@
 """A training run that takes a fraction of a second, for the tests of the trainer and the command line."""
 import os
 
+import tensorgrad as tg
 from gpt.model import GPT
 from gpt.text import prepare
 from gpt.training import TrainConfig, Trainer
-
-import tensorgrad as tg
 
 TEXT = "".join(f"{a} and {b} make {a + b}; {b} less {a} is {b - a}.\n" for a in range(40) for b in range(a, 40, 3))
 
@@ -27,7 +26,7 @@ def tiny_trainer(config, callbacks=()):
     """A Trainer on the data of `config`, as scripts/train.py makes it."""
     dataset = prepare(config.data, config.tokenizer, val_fraction=config.val_fraction)
     tg.manual_seed(config.seed)
-    model = GPT(config.model_config(dataset.tokenizer.vocab_size))
+    model = GPT(config.model_config(dataset.tokenizer.vocab_size)).to(getattr(tg, config.dtype))
     return Trainer(model, config, dataset, callbacks)
 
 

@@ -14,7 +14,7 @@ class SampleConfig:
 
     init_from: str = "out"
     """Folder of a run; its last/ folder for the latest instead of the best weights."""
-    prompt: str = "\n"
+    prompt: str = ""
     """Text to continue."""
     max_new_tokens: int = 500
     """Tokens to write per sample."""
@@ -43,9 +43,11 @@ def sample(config, say=print):
     """Write `config.num_samples` texts with the model in `config.init_from`; `say` prints each. Returns them."""
     model, tokenizer, _ = load_run(config.init_from, config.device)
     tg.manual_seed(config.seed)
+    top_p = config.top_p if config.top_p < 1 else None
     texts = []
     for number in range(config.num_samples):
-        texts.append(write_text(model, tokenizer, config.prompt, config.max_new_tokens, config.temperature, config.top_k,
-                                config.top_p if config.top_p < 1 else None))
-        say(texts[-1] if number == 0 else f"---\n{texts[-1]}")
+        text = write_text(model, tokenizer, config.prompt, config.max_new_tokens, config.temperature, config.top_k,
+                          top_p)
+        say(text if number == 0 else f"---\n{text}")
+        texts.append(text)
     return texts

@@ -11,7 +11,9 @@ from .config import TrainConfig
 from .evaluation import Evaluation, evaluate, validation_batches
 from .logs import Console, LossPlot, MetricsFile, read_metrics
 from .run import train
+from .sampling import write_text
 from .trainer import Interrupted, Trainer
 
-__all__ = ["Callback", "Checkpoints", "Console", "EarlyStopping", "Evaluation", "Interrupted", "LossPlot", "MetricsFile",
-           "Samples", "TrainConfig", "Trainer", "evaluate", "load_run", "read_metrics", "train", "validation_batches"]
+__all__ = ["Callback", "Checkpoints", "Console", "EarlyStopping", "Evaluation", "Interrupted", "LossPlot",
+           "MetricsFile", "Samples", "TrainConfig", "Trainer", "evaluate", "load_run", "read_metrics", "train",
+           "validation_batches", "write_text"]

@@ -50,7 +50,7 @@ class Checkpoints(Callback):
     def on_evaluation(self, trainer, record):
         best = trainer.best_iteration == trainer.iteration
         if best:
-            checkpoints.save_best(self.folder, trainer.model, iteration=trainer.iteration, val_loss=trainer.best_val_loss)
+            checkpoints.save_best(self.folder, trainer.model, iter=trainer.iteration, val_loss=record["val_loss"])
         if best or trainer.config.always_save_checkpoint:
             self.save(trainer)
 
@@ -80,6 +80,9 @@ class Samples(Callback):
 
     def __init__(self, path):
         self.path = Path(path)
+
+    def on_start(self, trainer):
+        trainer.dataset.tokenizer.encode(trainer.config.sample_prompt)  # an impossible prompt is known at once
 
     def on_step(self, trainer, record):
         config = trainer.config

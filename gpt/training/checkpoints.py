@@ -15,9 +15,8 @@ import tensorgrad as tg
 from ..errors import UserError
 from ..model.gpt import GPT
 from ..text import load_tokenizer
-from .config import TrainConfig, read_run
+from .config import TrainConfig, read_run, run_toml
 from .files import complete_or_nothing, delete
-from .settings import to_toml
 
 CONFIG, TOKENIZER, WEIGHTS = "config.toml", "tokenizer.json", "model.safetensors"
 METRICS = "metrics.jsonl"
@@ -36,8 +35,8 @@ def refuse_taken(folder, config):
     if foreign and not (folder / METRICS).exists():
         raise UserError(f"{folder} is not a run folder but holds a {foreign}; choose another --out_dir")
     if find_weights(folder) and not config.overwrite:
-        raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, choose another --out_dir, or "
-                        "replace it with --overwrite")
+        raise UserError(f"{folder} holds a run already: continue it with --resume {folder}, choose another --out_dir, "
+                        "or replace it with --overwrite")
 
 
 def delete_run(folder):
@@ -50,7 +49,7 @@ def start_run(folder, config, tokenizer):
     """Make a run folder: write config.toml and tokenizer.json."""
     folder = Path(folder)
     with complete_or_nothing(folder / CONFIG, "the configuration") as path:
-        path.write_text(to_toml(config), encoding="utf-8")
+        path.write_text(run_toml(config), encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)
 
 
@@ -61,7 +60,7 @@ def save_best(folder, model, **facts):
 
 
 def save_last(folder, model, config, tokenizer, state):
-    """Write last/: weights, configuration, tokenizer and `state`, a tree of dicts and lists of Tensors and JSON values."""
+    """Write last/: weights, configuration, tokenizer, and `state`, a tree of dicts, lists, Tensors and JSON values."""
     with complete_or_nothing(Path(folder) / "last", "the checkpoint") as new:
         new.mkdir()
         tensors = {}
@@ -69,7 +68,7 @@ def save_last(folder, model, config, tokenizer, state):
         tg.save(weights_of(model), new / WEIGHTS)
         tg.save(tensors, new / STATE_TENSORS)
         (new / STATE_JSON).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-        (new / CONFIG).write_text(to_toml(config), encoding="utf-8")
+        (new / CONFIG).write_text(run_toml(config), encoding="utf-8")
         tokenizer.save(new / TOKENIZER)
 
 
@@ -80,7 +79,7 @@ def weights_of(model):
 
 
 def pack(tree, tensors, path=""):
-    """A JSON-able copy of `tree`; its Tensors go into the dict `tensors`, and their names there stand in their places."""
+    """A JSON-able copy of `tree`; its Tensors go into the dict `tensors`, their names there stand in their places."""
     if isinstance(tree, tg.Tensor):
         tensors[path] = tree
         return {"tensor": path}
@@ -105,7 +104,7 @@ def unpack(tree, tensors):
 # ---- reading ----
 
 def last_folder(folder):
-    """The folder of the latest checkpoint in a run folder, or None. It is last.old if a crash hit between two renames."""
+    """The folder of the latest checkpoint in a run folder, or None: last.old if a crash hit between two renames."""
     return next((path for path in (Path(folder) / "last", Path(folder) / "last.old") if path.is_dir()), None)
 
 
@@ -119,14 +118,14 @@ def load_last(folder, model):
     """Read last/ of a run folder: the weights into `model`; returns the state that `save_last` was given."""
     last = last_folder(folder)
     if last is None:
-        raise UserError(f"{folder}: nothing to resume, there is no last/ in it; start with --init_from {folder}, or anew")
+        raise UserError(f"{folder}: nothing to resume, it has no last/; start anew, or with --init_from {folder}")
     load_weights(model, last)
     tensors = _load(last / STATE_TENSORS)
     try:
         tree = json.loads((last / STATE_JSON).read_text(encoding="utf-8"))
         return unpack(tree, tensors)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{last / STATE_JSON}: damaged ({error}); resume from another copy, or --init_from {last}") from None
+        raise UserError(f"{last / STATE_JSON}: damaged ({error}); start with --init_from {last}") from None
 
 
 def load_run(folder, device="cpu"):
@@ -138,7 +137,7 @@ def load_run(folder, device="cpu"):
     folder = Path(folder)
     config = TrainConfig(**read_run(folder))
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    model = GPT(config.model_config(tokenizer.vocab_size))
+    model = GPT(config.model_config(tokenizer.vocab_size)).to(getattr(tg, config.dtype))
     load_weights(model, folder)
     return model.to(device).eval(), tokenizer, config
 
@@ -167,4 +166,4 @@ def _load(path):
     try:
         return tg.load(path)
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); use another copy, or train anew") from None
+        raise UserError(f"{path}: damaged ({error}); take another copy, or train anew") from None

@@ -3,13 +3,13 @@
 Names and defaults are nanoGPT's where it has them, so a run without any file is its GPT-2 124M run; the program reads
 configs/default.toml when no file is named.
 """
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import UserError
 from ..model.config import GPTConfig
-from .settings import read_toml
+from .settings import read_toml, to_toml
 
 
 @dataclass
@@ -20,9 +20,10 @@ class TrainConfig(GPTConfig):
     """Number of tokens the model knows; 0 = as many as the tokenizer has. A larger number pads (50304 for gpt2)."""
 
     data: str = "pydocs"
-    """Text to learn: "pydocs" (English documentation found on this machine, no download), another name, file or folder."""
+    """Text to learn: "pydocs" (English documentation that is on this machine), "shakespeare", a file, a folder of
+    files, or a folder made by scripts/prepare.py, which brings its own tokenizer and validation part."""
     tokenizer: str = "char"
-    """"char", or one of tiktoken's vocabularies: "gpt2", "cl100k_base", "o200k_base"."""
+    """"char", one of tiktoken's vocabularies ("gpt2", "cl100k_base", "o200k_base"), or a tokenizer.json."""
     val_fraction: float = 0.1
     """Share of the text, from its end, that is kept for validation."""
     out_dir: str = "out"
@@ -75,7 +76,7 @@ class TrainConfig(GPTConfig):
     """Largest global norm of the gradients, to which they are scaled down; 0 = no clipping."""
 
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Course of the learning rate after the warm-up: down to min_lr along a cosine or line, or "wsd" (held, then down)."""
+    """Learning rate after the warm-up: down to min_lr along a cosine or a line, constant, or "wsd": held, then down."""
     warmup_iters: int = 2000
     """Steps over which the learning rate rises linearly."""
     lr_decay_iters: int = -1
@@ -87,8 +88,8 @@ class TrainConfig(GPTConfig):
     """Steps between samples, shown and appended to samples.txt; 0 = none."""
     sample_tokens: int = 200
     """Tokens per sample."""
-    sample_prompt: str = "\n"
-    """Text that samples begin with."""
+    sample_prompt: str = ""
+    """Text that samples continue."""
     sample_temperature: float = 0.8
     """Temperature of samples: below 1 safer, above 1 wilder, 0 = the likeliest token always."""
     sample_top_k: int = 0
@@ -151,10 +152,14 @@ def resolve(explicit, fallback=None):
     return TrainConfig(**values | {"resume": resume})
 
 
+def run_toml(config):
+    """The config.toml of a run: all values but those that only say how it was called this time."""
+    return to_toml(replace(config, resume="", overwrite=False, eval_only=False))
+
+
 def read_run(folder):
-    """The values in the config.toml of a run folder, without those that only said how it began."""
+    """The values in the config.toml of a run folder."""
     path = Path(folder) / "config.toml"
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder, it has no config.toml; a run is made by scripts/train.py")
-    values = read_toml(path, TrainConfig)
-    return {name: value for name, value in values.items() if name not in ("resume", "overwrite", "eval_only")}
+    return read_toml(path, TrainConfig)

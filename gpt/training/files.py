@@ -12,38 +12,46 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def complete_or_nothing(target, what):
-    """Yields the path `target` + ".new" to write a file or folder to; afterwards it is flushed to the disk and renamed to
-    `target`. If anything fails it is deleted and `target` stays as it was; a full disk becomes a UserError that says
-    which of our things (`what`) could not be written."""
+    """Yields the path `target` + ".new" to write a file or a folder of files to; afterwards that is flushed to the disk
+    and renamed to `target`. If anything fails it is deleted, and `target` stays as it was. A full disk becomes a
+    UserError that says `what` could not be written."""
     target = Path(target)
-    new, old = (target.with_name(target.name + suffix) for suffix in (".new", ".old"))
+    new = target.with_name(target.name + ".new")
     delete(new)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield new
         for path in [*new.iterdir(), new] if new.is_dir() else [new]:
             flush(path)
-        if target.is_dir():  # one folder cannot be renamed over another; readers look for `old` when `target` is missing
-            delete(old)
-            os.rename(target, old)
-        os.replace(new, target)
-        flush(target.parent)
+        put_in_place(new, target)
     except BaseException as error:
         delete(new)
         if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise UserError(f"{what} could not be written to {target}: {error.strerror}; free some space and go on (what "
-                            "was saved before is unharmed)") from error
+            raise UserError(f"{what} could not be written to {target}: {error.strerror}; free some space and go on "
+                            "(what was saved before is unharmed)") from error
         raise
-    delete(old)
+
+
+def put_in_place(new, target):
+    """Rename `new` to `target`. A folder cannot be renamed over another one: the one that is there steps aside to
+    `target` + ".old", where it is to be found if a crash comes between the two renames."""
+    old = target.with_name(target.name + ".old")
+    if target.is_dir():
+        delete(old)
+        os.rename(target, old)
+    os.replace(new, target)
+    flush(target.parent)
+    if target.is_dir():
+        delete(old)
 
 
 def append_text(path, text):
-    """Append to a text file, on disk when this returns as far as the operating system is concerned."""
+    """Append to a text file; when this returns, others can read it."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a failing write does not know its file's name
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failing write does not name its file
 
 
 def flush(path):

@@ -76,8 +76,9 @@ class Console(Callback):
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self.live = Progress(BarColumn(bar_width=20), TextColumn("{task.description}"), transient=True,
-                                 console=RichConsole(file=self.stream, highlight=False, markup=False))
+            console = RichConsole(file=self.stream, highlight=False, markup=False, emoji=False)
+            text = TextColumn("{task.description}", markup=False)
+            self.live = Progress(BarColumn(bar_width=20), text, transient=True, console=console)
             self.task = self.live.add_task("", total=trainer.config.max_iters, completed=trainer.iteration)
             self.live.start()
 
@@ -172,10 +173,12 @@ def plot_losses(records, path):
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="iteration", ylabel="loss (nats per token)")
-    for key, label, style in (("loss", "training", {"linewidth": 0.8, "alpha": 0.7}), ("val_loss", "validation", {"marker": "."})):
+    styles = {"loss": {"label": "training", "linewidth": 0.8, "alpha": 0.7},
+              "val_loss": {"label": "validation", "marker": "."}}
+    for key, style in styles.items():
         points = [(record["iter"], record[key]) for record in records if key in record]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+            axes.plot(*zip(*points, strict=True), **style)
             axes.legend()
     axes.grid(alpha=0.3)
     with complete_or_nothing(path, "the loss curve") as new:

@@ -24,7 +24,7 @@ def field_types(cls):
 
 
 def unknown_name(name, cls, mark=""):
-    """The text "unknown ...; did you mean ...?" for a name that is no field of `cls`; `mark` stands before the names."""
+    """The text "unknown ...; did you mean ...?" for a name that is no field of `cls`; `mark` is put before names."""
     near = difflib.get_close_matches(name, field_types(cls), n=1)
     hint = f"did you mean {mark}{near[0]}?" if near else "--help lists all"
     return f"unknown {'flag' if mark else 'key'} {mark}{name}; {hint}"
@@ -73,7 +73,7 @@ def read_toml(path, cls):
 
 
 def to_toml(settings):
-    """All fields of a settings dataclass as TOML text, one `key = value` per line; None, which TOML lacks, is left out."""
+    """All fields of a settings dataclass as TOML, one `key = value` per line; None, which TOML lacks, is left out."""
     lines = []
     for field in fields(settings):
         value = getattr(settings, field.name)

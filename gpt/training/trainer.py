@@ -38,7 +38,8 @@ class Trainer:
 
     def __init__(self, model, config, dataset, callbacks=()):
         check_length(dataset.val, config.block_size if config.eval_iters else 1, "validation")
-        self.model, self.config, self.dataset, self.callbacks = model.to(config.device), config, dataset, list(callbacks)
+        self.model, self.config, self.dataset = model.to(config.device), config, dataset
+        self.callbacks = list(callbacks)
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(config)
         self.batches = RandomWindows(dataset.train, config.block_size, config.batch_size, config.seed)
@@ -134,7 +135,8 @@ class Trainer:
         """Evaluate on the validation text, note whether it is the best so far, and tell the callbacks."""
         config = self.config
         with self.interruptible():
-            batches = validation_batches(self.dataset.val, config.block_size, config.batch_size, config.eval_iters, config.seed)
+            batches = validation_batches(self.dataset.val, config.block_size, config.batch_size, config.eval_iters,
+                                         config.seed)
             result = evaluate(self.model, batches, self.token_bytes, config.device)
         self._check_finite("the validation loss", result.loss, self.schedule(self.iteration))
         self.evaluated_at = self.iteration
@@ -179,7 +181,7 @@ class Trainer:
             if self._interrupted:
                 raise KeyboardInterrupt("stopped at once: nothing more was saved, what was saved before is unharmed")
             self._interrupted = True
-            os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")  # print is not re-entrant
+            os.write(2, b"\nstopping: saving first; Ctrl-C again stops at once\n")  # print is not re-entrant
             if self._may_interrupt:
                 raise _Abandoned
 
@@ -200,6 +202,7 @@ class Trainer:
             "best_val_loss": self.best_val_loss,
             "best_iteration": self.best_iteration,
             "evaluations_since_best": self.evaluations_since_best,
+            "tokens": [len(self.dataset.train), len(self.dataset.val)],
             "batches": self.batches.state_dict(),
             "random": tg.get_rng_state(self.config.device),
             "optimizer": self.optimizer.state_dict()["state"],  # without the options, which are the config's
@@ -212,4 +215,8 @@ class Trainer:
         self.saved_at = self.iteration
         self.batches.load_state_dict(state["batches"])
         tg.set_rng_state(state["random"], self.config.device)
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        try:
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
+        except ValueError as error:
+            raise UserError(f"the checkpoint's optimizer state is not one of {self.config.optimizer} ({error}); resume "
+                            "with the run's optimizer, or start from its weights with --init_from") from None

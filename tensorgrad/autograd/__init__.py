@@ -1,4 +1,5 @@
 """Gradients: backward, grad, custom functions, gradient checks, anomaly detection, profiler, graph drawing."""
+
 from ..modes import (
     enable_grad,
     inference_mode,
@@ -15,6 +16,25 @@ from .graph import draw_graph, graph_dot, graph_text
 from .hooks import OpHook, op_hook
 from .profiler import profile
 
-__all__ = ["AnomalyError", "Function", "GradcheckError", "OpHook", "backward", "detect_anomaly", "draw_graph",
-           "enable_grad", "grad", "gradcheck", "gradgradcheck", "graph_dot", "graph_text", "inference_mode",
-           "is_grad_enabled", "is_inference_mode_enabled", "no_grad", "op_hook", "profile", "set_grad_enabled"]
+__all__ = [
+    "AnomalyError",
+    "Function",
+    "GradcheckError",
+    "OpHook",
+    "backward",
+    "detect_anomaly",
+    "draw_graph",
+    "enable_grad",
+    "grad",
+    "gradcheck",
+    "gradgradcheck",
+    "graph_dot",
+    "graph_text",
+    "inference_mode",
+    "is_grad_enabled",
+    "is_inference_mode_enabled",
+    "no_grad",
+    "op_hook",
+    "profile",
+    "set_grad_enabled",
+]

@@ -1,4 +1,5 @@
 """detect_anomaly: the first NaN, with the operation, the module and the line that made it."""
+
 import traceback
 from contextlib import ContextDecorator, ExitStack
 
@@ -41,8 +42,10 @@ class _Tracer(OpHook):
     def after_forward(self, op, arrays, outputs):
         if not self.check_nan or not any(_has_nan(t.array) for t in outputs) or any(map(_has_nan, arrays)):
             return
-        raise AnomalyError(f"forward of {where(op)} made a NaN from inputs without one: {_ranges(arrays)}\n"
-                           f"created at (most recent call last):\n{op.trace.stack()}")
+        raise AnomalyError(
+            f"forward of {where(op)} made a NaN from inputs without one: {_ranges(arrays)}\n"
+            f"created at (most recent call last):\n{op.trace.stack()}"
+        )
 
     def after_backward(self, op, gradients, input_gradients):
         bad = [i for i, g in enumerate(input_gradients) if g is not None and _has_nan(g.array)]
@@ -51,14 +54,16 @@ class _Tracer(OpHook):
         shapes = ", ".join(str(op.inputs[i][0]) for i in bad)
         forward = op.trace.stack() if op.trace else "  (created before detect_anomaly was entered)\n"
         raise AnomalyError(
-            f"backward of {where(op)} made a NaN in the gradient of input {', '.join(map(str, bad))} of shape {shapes}\n"
+            f"backward of {where(op)} made a NaN in the gradient of input {', '.join(map(str, bad))}: {shapes}\n"
             f"forward, created at (most recent call last):\n{forward}"
-            f"backward, called from (most recent call last):\n{''.join(traceback.format_stack(limit=12)[:-1])}")
+            f"backward, called from (most recent call last):\n{''.join(traceback.format_stack(limit=12)[:-1])}"
+        )
 
 
 def _has_nan(array):
-    return array.dtype.kind not in "iub" and bool(np.isnan(array).any() if isinstance(array, np.ndarray)
-                                                  else (array != array).any())
+    return array.dtype.kind not in "iub" and bool(
+        np.isnan(array).any() if isinstance(array, np.ndarray) else (array != array).any()
+    )
 
 
 def _ranges(arrays):

@@ -1,4 +1,5 @@
 """backward and grad: what users call to walk the graph."""
+
 from ..engine import run_backward, wrap
 
 
@@ -24,8 +25,15 @@ def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, 
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
 
 
-def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, allow_unused=None,
-         materialize_grads=False):
+def grad(
+    outputs,
+    inputs,
+    grad_outputs=None,
+    retain_graph=None,
+    create_graph=False,
+    allow_unused=None,
+    materialize_grads=False,
+):
     """The gradients of the sum of `outputs` with respect to `inputs`, as a tuple; no .grad is touched.
 
     allow_unused: None for an input that the outputs do not depend on, instead of an error. materialize_grads: zeros
@@ -41,8 +49,10 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
             if materialize_grads:
                 gradient = tensor.new_zeros(tensor.shape)
             elif not allow_unused:
-                raise RuntimeError(f"grad: the outputs do not depend on input {i} of shape {tensor.shape}; pass "
-                                   "allow_unused=True to get None for it")
+                raise RuntimeError(
+                    f"grad: the outputs do not depend on input {i} of shape {tensor.shape}; pass "
+                    "allow_unused=True to get None for it"
+                )
         gradients.append(gradient)
     return tuple(gradients)
 
@@ -53,9 +63,11 @@ def _sequence(value):
 
 def _node(tensor, name):
     if tensor.node is None:
-        raise RuntimeError(f"{name}: an input of shape {tensor.shape} does not require a gradient; set "
-                           "requires_grad=True before using it")
-    return tensor.node
+        raise RuntimeError(
+            f"{name}: an input of shape {tensor.shape} does not require a gradient; set "
+            "requires_grad=True before using it"
+        )
+    return tensor._current_node()
 
 
 def _roots(tensors, gradients):
@@ -66,16 +78,20 @@ def _roots(tensors, gradients):
     roots = []
     for tensor, gradient in zip(tensors, gradients, strict=True):
         if tensor.node is None:
-            raise RuntimeError("backward: the tensor does not require a gradient and nothing recorded leads to it; "
-                               "was it made under no_grad, detached, or from inputs without requires_grad?")
+            raise RuntimeError(
+                "backward: the tensor does not require a gradient and nothing recorded leads to it; "
+                "was it made under no_grad, detached, or from inputs without requires_grad?"
+            )
         if gradient is None:
             if tensor.array.size != 1:
-                raise RuntimeError(f"backward: a gradient is made up only for a single element; this tensor has shape "
-                                   f"{tensor.shape}: reduce it first (.sum(), .mean()) or pass gradient=")
+                raise RuntimeError(
+                    f"backward: a gradient is made up only for a single element; this tensor has shape "
+                    f"{tensor.shape}: reduce it first (.sum(), .mean()) or pass gradient="
+                )
             gradient = wrap(tensor.device.xp.ones(tensor.array.shape, tensor.array.dtype), tensor.device)
         elif gradient.array.shape != tensor.array.shape:
             raise RuntimeError(f"backward: the gradient has shape {gradient.shape}, the tensor {tensor.shape}")
         elif gradient.array.dtype != tensor.array.dtype:
             gradient = gradient.to(tensor.array.dtype)
-        roots.append((tensor.node, gradient))
+        roots.append((tensor._current_node(), gradient))
     return roots

@@ -1,4 +1,5 @@
 """Function: users' own operations, in PyTorch's form."""
+
 from .. import engine
 from ..engine import Op, modes, wrap
 
@@ -58,13 +59,16 @@ class _UserOp(Op):
     def backward(ctx, *gradients):
         ctx.context.saved_tensors = tuple(ctx.saved)
         if len(ctx.silent) > 1 or ctx.silent[0]:
-            gradients = [wrap(ctx.xp.zeros(*ctx._outputs[i]), ctx.device) if g is None else g
-                         for i, g in enumerate(gradients)]
+            gradients = [
+                wrap(ctx.xp.zeros(*ctx._outputs[i]), ctx.device) if g is None else g for i, g in enumerate(gradients)
+            ]
         result = ctx.function.backward(ctx.context, *gradients)
         ctx.context.saved_tensors = ()
         result = result if isinstance(result, tuple) else (result,)
         if len(result) != ctx.count:
-            raise RuntimeError(f"{ctx.name}.backward returned {len(result)} gradients for {ctx.count} arguments of forward")
+            raise RuntimeError(
+                f"{ctx.name}.backward returned {len(result)} gradients for {ctx.count} arguments of forward"
+            )
         return tuple(result[i] for i in ctx.places)
 
 

@@ -4,11 +4,13 @@ The full Jacobian is compared by default, because a random direction with a scal
 random, non-uniform cotangent is used besides, because a sum hides transposed and permuted gradients. Also checked: the
 gradient's dtype and shape, and that a second backward gives the same bits.
 """
+
 import numpy as np
 
-from ..engine import TensorBase, wrap
+from ..engine import OpHook, TensorBase, wrap
 from ..modes import enable_grad
 from .backward import grad
+from .hooks import op_hook
 
 
 class GradcheckError(RuntimeError):
@@ -21,7 +23,8 @@ def gradcheck(func, inputs, *, eps=1e-6, atol=1e-5, rtol=1e-3, raise_exception=T
     inputs: Tensors (float64 where they require a gradient) and other arguments. Returns True, or raises GradcheckError
     (returns False with raise_exception=False) where |numeric - analytic| > atol + rtol |numeric|."""
     try:
-        _check(func, _tuple(inputs), eps, atol, rtol, seed)
+        with op_hook(_DtypeCheck()):
+            _check(func, _tuple(inputs), eps, atol, rtol, seed)
     except GradcheckError:
         if raise_exception:
             raise
@@ -35,7 +38,9 @@ def gradgradcheck(func, inputs, grad_outputs=None, *, eps=1e-6, atol=1e-5, rtol=
     outputs = [o for o in _tuple(func(*inputs)) if o.requires_grad]
     if grad_outputs is None:
         rng = np.random.default_rng(seed)
-        grad_outputs = [wrap(o.device.asarray(rng.uniform(0.5, 1.5, o.shape)), o.device).requires_grad_() for o in outputs]
+        grad_outputs = [
+            wrap(o.device.asarray(rng.uniform(0.5, 1.5, o.shape)), o.device).requires_grad_() for o in outputs
+        ]
     grad_outputs = _tuple(grad_outputs)
     count = len(inputs)
 
@@ -46,8 +51,9 @@ def gradgradcheck(func, inputs, grad_outputs=None, *, eps=1e-6, atol=1e-5, rtol=
         gradients = grad(found, wanted, list(gs), create_graph=True, allow_unused=True)
         return tuple(g for g in gradients if g is not None and g.requires_grad)
 
-    return gradcheck(first_order, inputs + grad_outputs, eps=eps, atol=atol, rtol=rtol,
-                     raise_exception=raise_exception, seed=seed)
+    return gradcheck(
+        first_order, inputs + grad_outputs, eps=eps, atol=atol, rtol=rtol, raise_exception=raise_exception, seed=seed
+    )
 
 
 def _check(func, inputs, eps, atol, rtol, seed):
@@ -81,10 +87,33 @@ def _check(func, inputs, eps, atol, rtol, seed):
         v = out.device.to_numpy(cotangent.array).reshape(-1)
         for (i, x), n, g, again in zip(wanted, numeric, first, second, strict=True):
             got = np.zeros(x.shape) if g is None else x.device.to_numpy(g.array)
-            _compare(f"gradient of input {i} {x.shape} for a random cotangent of output {k}",
-                     (n @ v).reshape(1, -1), got.reshape(1, -1), atol, rtol, (), x.shape)
+            _compare(
+                f"gradient of input {i} {x.shape} for a random cotangent of output {k}",
+                (n @ v).reshape(1, -1),
+                got.reshape(1, -1),
+                atol,
+                rtol,
+                (),
+                x.shape,
+            )
             if g is not None and not np.array_equal(got, x.device.to_numpy(again.array), equal_nan=True):
-                raise GradcheckError(f"gradcheck: input {i}: a second backward gave another gradient (not deterministic)")
+                raise GradcheckError(
+                    f"gradcheck: input {i}: a second backward gave another gradient (not deterministic)"
+                )
+
+
+class _DtypeCheck(OpHook):
+    """An op must return gradients in the dtype of its input or of what it got: the engine casts the rest away, which
+    would hide lost digits."""
+
+    def after_backward(self, op, gradients, input_gradients):
+        given = {g.dtype for g in gradients if g is not None}
+        for i, g in enumerate(input_gradients):
+            if g is not None and g.dtype not in given and g.dtype != op.inputs[i][1]:
+                raise GradcheckError(
+                    f"gradcheck: backward of {op.name} returned a {g.dtype} gradient for input {i}, "
+                    f"which is {op.inputs[i][1]}"
+                )
 
 
 def _numeric(func, inputs, wanted, k, eps):
@@ -118,13 +147,15 @@ def _analytic(out, leaves, wanted, k):
         unit = np.zeros(out.array.size)
         unit[j] = 1
         cotangent = wrap(out.device.asarray(unit.reshape(out.shape)), out.device)
-        for table, (i, x), g in zip(tables, wanted, grad(out, leaves, cotangent, retain_graph=True, allow_unused=True),
-                                    strict=True):
+        for table, (i, x), g in zip(
+            tables, wanted, grad(out, leaves, cotangent, retain_graph=True, allow_unused=True), strict=True
+        ):
             if g is None:
                 continue
             if g.shape != x.shape or g.dtype != x.dtype:
-                raise GradcheckError(f"gradcheck: the gradient of input {i} is {g.dtype} {g.shape}, the input "
-                                     f"{x.dtype} {x.shape}")
+                raise GradcheckError(
+                    f"gradcheck: the gradient of input {i} is {g.dtype} {g.shape}, the input {x.dtype} {x.shape}"
+                )
             table[:, j] = x.device.to_numpy(g.array).reshape(-1)
     return tables
 

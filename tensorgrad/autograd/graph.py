@@ -1,4 +1,5 @@
 """The recorded graph of a tensor, as text and as Graphviz dot."""
+
 from ..engine import Leaf, Output, parents_of
 
 
@@ -34,8 +35,11 @@ def graph_text(tensor, parameters=None):
     `parameters`: named_parameters() or a dict, to name the leaves."""
     nodes, names = _walk(tensor), _names(parameters)
     number = {node: i for i, node in enumerate(reversed(nodes))}
-    return "\n".join(f"{number[n]:4d} {_label(n, names)}" + (
-        f" <- {', '.join(str(number[p]) for p in parents_of(n) if p is not None)}" if parents_of(n) else "") for n in nodes)
+    return "\n".join(
+        f"{number[n]:4d} {_label(n, names)}"
+        + (f" <- {', '.join(str(number[p]) for p in parents_of(n) if p is not None)}" if parents_of(n) else "")
+        for n in nodes
+    )
 
 
 def graph_dot(tensor, parameters=None):

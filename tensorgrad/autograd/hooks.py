@@ -1,4 +1,5 @@
 """The global op hook: everything that happens passes by here; profiler, tracer and drawer each fit on a page."""
+
 import sys
 import traceback
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
 """profile: where the time and the memory of a block go, by operation."""
+
 import time
 from collections import defaultdict
 
@@ -52,8 +53,10 @@ class profile(OpHook):
     @property
     def rows(self):
         """Dicts op, direction, calls, seconds, bytes; slowest first."""
-        rows = [{"op": op, "direction": direction, "calls": n, "seconds": s, "bytes": b}
-                for (op, direction), (n, s, b) in self._totals.items()]
+        rows = [
+            {"op": op, "direction": direction, "calls": n, "seconds": s, "bytes": b}
+            for (op, direction), (n, s, b) in self._totals.items()
+        ]
         return sorted(rows, key=lambda r: -r["seconds"])
 
     def table(self, limit=30):
@@ -61,6 +64,9 @@ class profile(OpHook):
         rows = self.rows
         total = sum(r["seconds"] for r in rows) or 1.0
         lines = [f"{'op':24} {'direction':9} {'calls':>7} {'ms':>10} {'share':>6} {'MB':>9}"]
-        lines += [f"{r['op']:24} {r['direction']:9} {r['calls']:7d} {r['seconds'] * 1e3:10.3f} "
-                  f"{r['seconds'] / total:6.1%} {r['bytes'] / 1e6:9.2f}" for r in rows[:limit]]
+        lines += [
+            f"{r['op']:24} {r['direction']:9} {r['calls']:7d} {r['seconds'] * 1e3:10.3f} "
+            f"{r['seconds'] / total:6.1%} {r['bytes'] / 1e6:9.2f}"
+            for r in rows[:limit]
+        ]
         return "\n".join([*lines, f"{'total':34} {sum(r['calls'] for r in rows):7d} {total * 1e3:10.3f}"])

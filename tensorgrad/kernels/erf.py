@@ -5,6 +5,7 @@
 from the standard library's `math.erfc`.
 float32 uses the second form alone with fewer terms (error below 4e-7).
 """
+
 import math
 from functools import cache
 
@@ -28,12 +29,16 @@ def _erfc_scaled(degree, low):
         series = sum((-1) ** k * math.prod(range(1, 2 * k, 2)) / (2 * x * x) ** k for k in range(9))
         return series / (x * math.sqrt(math.pi))
 
-    fit = np.polynomial.Chebyshev.interpolate(lambda t: np.array([f(v) if v > 0 else 0.0 for v in t]), degree, [0, high])
+    fit = np.polynomial.Chebyshev.interpolate(
+        lambda t: np.array([f(v) if v > 0 else 0.0 for v in t]), degree, [0, high]
+    )
     return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
 
 
 def erf(xp, x):
     """erf of an array of NumPy or CuPy, elementwise; same shape and dtype."""
+    if x.ndim == 0:  # NumPy would compute on scalars, which cannot be written in place
+        return erf(xp, x.reshape(1)).reshape(())
     if x.dtype == np.float64:
         return _erf64(xp, x)
     y = _complement(xp, x.astype(np.float32, copy=False), 9, 0.0)

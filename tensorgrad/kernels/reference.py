@@ -3,6 +3,7 @@ blocked passes. `ops/composed.py` holds the same mathematics in Tensor operation
 
 Conventions: rows are flattened, x is (n, width); `g` is the gradient of the output; arrays returned are new.
 """
+
 import math
 
 import numpy as np
@@ -14,16 +15,20 @@ BLOCK = 65536  # elements per block of a multi-pass elementwise routine: its tem
 
 def blockwise(function, out, *arrays):
     """out[...] = function(*arrays), block by block over the flattened arrays where that helps (NumPy, contiguous)."""
+    if out.ndim == 0:  # NumPy would compute on scalars, which cannot be written in place
+        blockwise(function, out.reshape(1), *(a.reshape(1) for a in arrays))
+        return out
     if not isinstance(out, np.ndarray) or out.size <= BLOCK or not all(a.flags.c_contiguous for a in (out, *arrays)):
         out[...] = function(*arrays)
         return out
     flat, parts = out.reshape(-1), [a.reshape(-1) for a in arrays]
     for start in range(0, flat.size, BLOCK):
-        flat[start:start + BLOCK] = function(*(p[start:start + BLOCK] for p in parts))
+        flat[start : start + BLOCK] = function(*(p[start : start + BLOCK] for p in parts))
     return out
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
+
 
 def linear(xp, x, weight, bias):
     """x (n, in) @ weight (out, in)^T + bias (out) -> (n, out)."""
@@ -34,6 +39,7 @@ def linear(xp, x, weight, bias):
 
 
 # ---- GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) --------------------------------------------------------------
+
 
 def gelu(xp, x, approximate):
     """x Phi(x), exactly or by tanh."""
@@ -61,7 +67,7 @@ def gelu_backward(xp, x, y, g, approximate):
 
 
 def _gelu_backward(xp, x, y, g, approximate):
-    tiny = xp.abs(x) < 1e-6
+    tiny = xp.abs(x) < 4 * np.finfo(x.dtype).smallest_normal
     cdf = xp.where(tiny, 0.5, y / xp.where(tiny, 1, x)).astype(x.dtype, copy=False)
     if approximate == "tanh":  # t = 2 Phi - 1, so (1 - t^2) / 2 = 2 Phi (1 - Phi)
         du = x * x
@@ -79,6 +85,7 @@ def _gelu_backward(xp, x, y, g, approximate):
 
 # ---- SiLU ------------------------------------------------------------------------------------------------------------
 
+
 def sigmoid(xp, x):
     e = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, 1, e) / (1 + e)
@@ -92,10 +99,12 @@ def silu_backward(xp, x, g):
     def block(x, g):
         s = sigmoid(xp, x)
         return g * s * (1 + x * (1 - s))
+
     return blockwise(block, xp.empty(x.shape, x.dtype), x, g)
 
 
 # ---- softmax ---------------------------------------------------------------------------------------------------------
+
 
 def softmax(xp, x, dim):
     y = x - x.max(axis=dim, keepdims=True)
@@ -121,6 +130,7 @@ def log_softmax_backward(xp, y, g, dim):
 
 
 # ---- normalisation ---------------------------------------------------------------------------------------------------
+
 
 def layer_norm(xp, x, weight, bias, eps):
     """(x - mean) / sqrt(var + eps) * weight + bias per row (Ba et al. 2016, arXiv:1607.06450); also mean and 1/std."""
@@ -173,6 +183,7 @@ def rms_norm_backward(xp, x, weight, rstd, g, affine):
 
 # ---- cross-entropy ---------------------------------------------------------------------------------------------------
 
+
 def cross_entropy(xp, logits, target, ignore_index):
     """Loss per row, -log softmax(logits)[target], 0 where ignored; also log-sum-exp per row and what counts."""
     counted = target != ignore_index
@@ -195,6 +206,7 @@ def cross_entropy_backward(xp, logits, target, lse, counted, g):
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
+
 def embedding_backward(device, ids, g, rows):
     """Sum the rows of g (n, width) that belong to each of `rows` embeddings: a one-hot product for small tables,
     else scattered additions on the flattened table (repeated ids add up either way)."""
@@ -211,17 +223,22 @@ def embedding_backward(device, ids, g, rows):
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
+
 def dropout_mask(device, shape, p, identity):
-    """0 where dropped, else 1 / keep; the same for the same stream `identity`. p counts in steps of 2^-16."""
+    """What is kept (bool) and the factor 1 / (1 - p); the same for the same stream `identity`. Random bits are dear, so
+    p counts in steps of 2^-16, for small p of 2^-32."""
     from ..random import stream
 
     size = math.prod(shape)
-    drop = max(1, round(p * 65536))
-    bits = stream(identity).bit_generator.random_raw((size + 3) // 4).view(np.uint16)[:size]
-    return device.asarray((bits >= drop).reshape(shape)), 65536 / (65536 - drop)
+    draw = np.uint16 if p > 1 / 64 else np.uint32
+    each = 8 // draw().itemsize
+    bits = stream(identity).bit_generator.random_raw(-(-size // each)).view(draw)[:size]
+    threshold = draw(min(round(p * (np.iinfo(draw).max + 1)), np.iinfo(draw).max))
+    return device.asarray((bits >= threshold).reshape(shape)), 1 / (1 - p)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
+
 
 def attention(xp, q, k, v, mask, causal, scale, keep):
     """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv:1706.03762) for q (..., T, d), k (..., S, d),

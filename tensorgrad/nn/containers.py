@@ -1,4 +1,5 @@
 """Modules that hold modules: Sequential, ModuleList, ModuleDict."""
+
 from itertools import groupby
 from operator import index as as_index
 

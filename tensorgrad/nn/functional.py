@@ -1,4 +1,5 @@
 """torch.nn.functional's names: activations, normalisation, losses, embedding, dropout, attention."""
+
 import math
 
 import numpy as np
@@ -6,17 +7,20 @@ import numpy as np
 from .. import dtypes
 from ..engine import apply, wrap
 from ..errors import OpError, OpTypeError
-from ..ops import composed, nn as ops
-from ..ops.common import cast, is_tensor, operands
+from ..ops import composed
+from ..ops import nn as ops
+from ..ops.common import cast, is_tensor, operands, require_floating
 from ..ops.movement import pad_constant
 from ..random import default_generator
+from .losses import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+from .losses import cross_entropy as cross_entropy
+from .losses import kl_div as kl_div
+from .losses import l1_loss as l1_loss
+from .losses import mse_loss as mse_loss
+from .losses import nll_loss as nll_loss
+from .losses import smooth_l1_loss as smooth_l1_loss
 
 # ---- activations -----------------------------------------------------------------------------------------------------
-
-
-def _floating(name, x):
-    if not dtypes.is_floating(x.array.dtype):
-        raise OpTypeError(f"{name}: needs a floating dtype, got {x.array.dtype}")
 
 
 def relu(input, inplace=False):
@@ -31,31 +35,36 @@ def relu6(input, inplace=False):
 
 def leaky_relu(input, negative_slope=0.01, inplace=False):
     """x where positive, else negative_slope * x."""
-    out = (input > 0)._select(input, input * negative_slope)
-    return input._write(lambda: out) if inplace else out
+    if inplace:
+        return input._write(lambda: leaky_relu(input, negative_slope))
+    return (input > 0)._select(input, input * negative_slope)
 
 
 def elu(input, alpha=1.0, inplace=False):
     """x where positive, else alpha (exp(x) - 1)."""
-    below = input.clamp(max=0.0).expm1() * alpha
-    out = (input > 0)._select(input, below)
-    return input._write(lambda: out) if inplace else out
+    if inplace:
+        return input._write(lambda: elu(input, alpha))
+    return (input > 0)._select(input, input.clamp(max=0.0).expm1() * alpha)
 
 
 def gelu(input, approximate="none"):
     """x Phi(x), exact ("none") or by "tanh" (GPT-2's)."""
     if approximate not in ("none", "tanh"):
         raise OpError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    _floating("gelu", input)
-    return composed.gelu(input, approximate) if ops.LEVEL == "composed" else \
-        apply(ops.Gelu, input, approximate=approximate)
+    require_floating("gelu", input)
+    return (
+        composed.gelu(input, approximate)
+        if ops.LEVEL == "composed"
+        else apply(ops.Gelu, input, approximate=approximate)
+    )
 
 
 def silu(input, inplace=False):
     """x sigmoid(x), also called swish."""
-    _floating("silu", input)
-    out = composed.silu(input) if ops.LEVEL == "composed" else apply(ops.Silu, input)
-    return input._write(lambda: out) if inplace else out
+    require_floating("silu", input)
+    if inplace:
+        return input._write(lambda: silu(input))
+    return composed.silu(input) if ops.LEVEL == "composed" else apply(ops.Silu, input)
 
 
 def glu(input, dim=-1):
@@ -70,15 +79,12 @@ def softplus(input, beta=1.0, threshold=20.0):
     """log(1 + exp(beta x)) / beta; x itself where beta x > threshold."""
     scaled = input * beta
     linear_part = scaled > threshold
-    small = scaled.masked_fill(linear_part, 0.0)
-    # log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)
-    value = (-small.abs()).exp().log1p() + small.relu() if not small.requires_grad else _softplus(small)
-    return linear_part._select(input, value * (1 / beta))
+    return linear_part._select(input, _softplus(scaled.masked_fill(linear_part, 0.0)) * (1 / beta))
 
 
 def _softplus(z):
-    zero = z.new_zeros(z.shape)
-    return z.logaddexp(zero)
+    """log(exp(z) + exp(0))."""
+    return z.logaddexp(z.new_zeros(()))
 
 
 def logsigmoid(input):
@@ -90,9 +96,12 @@ def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
     """min(max(x, min_val), max_val); gradient 0 on the bounds and beyond."""
     if min_val > max_val:
         raise OpError(f"hardtanh: min_val {min_val} is larger than max_val {max_val}")
+    if inplace:
+        return input._write(lambda: hardtanh(input, min_val, max_val))
+    if not dtypes.is_floating(input.array.dtype):
+        return input.clamp(int(min_val), int(max_val))
     outside = (input <= min_val) | (input >= max_val)
-    out = outside._select(input.detach().clamp(min_val, max_val), input)
-    return input._write(lambda: out) if inplace else out
+    return outside._select(input.detach().clamp(min_val, max_val), input)
 
 
 def tanhshrink(input):
@@ -126,6 +135,7 @@ def _last(name, x, dim):
 
 # ---- layers ----------------------------------------------------------------------------------------------------------
 
+
 def linear(input, weight, bias=None):
     """x (..., in) @ weight (out, in)^T + bias (out) -> (..., out). weight may be (in): then (...)."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
@@ -151,7 +161,7 @@ def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, sca
         padding_idx %= weight.shape[0]
     if ops.LEVEL == "composed" and padding_idx is None:
         return composed.embedding(weight, input)
-    return apply(ops.Embedding, weight, ids=input.array, padding=padding_idx)
+    return apply(ops.Embedding, weight, input, padding=padding_idx)
 
 
 def dropout(input, p=0.5, training=True, inplace=False):
@@ -160,22 +170,22 @@ def dropout(input, p=0.5, training=True, inplace=False):
     ops.check_probability("dropout", p)
     if not training or p == 0:
         return input
+    if inplace:
+        return input._write(lambda: dropout(input, p))
     if p == 1:
-        out = input * 0.0
-    else:
-        out = apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
-    return input._write(lambda: out) if inplace else out
+        return input * 0.0
+    return apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
 
 
 def _rows(name, input, normalized_shape, *affine):
     shape = tuple(normalized_shape)
-    if not shape or input.shape[-len(shape):] != shape:
+    if not shape or input.shape[-len(shape) :] != shape:
         raise OpError(f"{name}: {input.shape} does not end in normalized_shape {shape}")
     for t in affine:
         if t is not None and t.shape != shape:
             raise OpError(f"{name}: weight and bias must have shape {shape}, got {t.shape}")
     width = math.prod(shape)
-    return input.reshape(input.array.size // width if width else math.prod(input.shape[:-len(shape)]), width), width
+    return input.reshape(input.array.size // width if width else math.prod(input.shape[: -len(shape)]), width), width
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -227,7 +237,9 @@ def pad(input, pad, mode="constant", value=None):
     if value is not None:
         raise OpError(f"pad: mode {mode!r} takes no value")
     if len(pad) % 2 or not len(pad) // 2 < input.ndim <= len(pad) // 2 + 2:
-        raise OpError(f"pad: {input.shape}: mode {mode!r} pads the last {len(pad) // 2} dimensions of a tensor with 1 or 2 more")
+        raise OpError(
+            f"pad: {input.shape}: mode {mode!r} pads the last {len(pad) // 2} dimensions of a tensor with 1 or 2 more"
+        )
     x = input
     kinds = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     for i in range(len(pad) // 2):
@@ -236,8 +248,12 @@ def pad(input, pad, mode="constant", value=None):
         most = n - 1 if mode == "reflect" else n
         if mode != "replicate" and max(before, after) > most:
             raise OpError(f"pad: {x.shape}: {mode} pads dimension {dim} by at most {most}, got {(before, after)}")
-        index = np.pad(np.arange(n), (max(before, 0), max(after, 0)), mode=kinds[mode])
-        index = index[max(-before, 0):len(index) - max(-after, 0)]
+        index, crop = np.arange(n), (max(-before, 0), max(-after, 0))
+        if mode == "circular":  # what is cropped does not come back
+            index = index[crop[0] : n - crop[1]]
+        index = np.pad(index, (max(before, 0), max(after, 0)), mode=kinds[mode])
+        if mode != "circular":
+            index = index[crop[0] : len(index) - crop[1]]
         x = x.index_select(dim, wrap(x.device.asarray(index), x.device))
     return x
 
@@ -252,154 +268,17 @@ def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     a, b = operands(x1, x2)
     size = np.broadcast_shapes(a.shape, b.shape)
     a, b = a.expand(size), b.expand(size)
-    return ((a / a.norm(2, dim, keepdim=True).clamp(min=eps)) * (b / b.norm(2, dim, keepdim=True).clamp(min=eps))).sum(dim)
-
-
-# ---- losses ----------------------------------------------------------------------------------------------------------
-
-def _reduce(name, loss, reduction):
-    if reduction == "none":
-        return loss
-    if reduction not in ("mean", "sum"):
-        raise OpError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def mse_loss(input, target, reduction="mean", weight=None):
-    """(x - y)^2."""
-    loss = (input - target).square()
-    return _reduce("mse_loss", loss if weight is None else loss * weight, reduction)
-
-
-def l1_loss(input, target, reduction="mean", weight=None):
-    """|x - y|."""
-    loss = (input - target).abs()
-    return _reduce("l1_loss", loss if weight is None else loss * weight, reduction)
-
-
-def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
-    """0.5 d^2 / beta where d = |x - y| < beta, else d - beta / 2."""
-    if beta < 0:
-        raise OpError(f"smooth_l1_loss: beta must not be negative, got {beta}")
-    d = (input - target).abs()
-    if beta == 0:
-        return _reduce("smooth_l1_loss", d, reduction)
-    return _reduce("smooth_l1_loss", (d < beta)._select(d * d * (0.5 / beta), d - 0.5 * beta), reduction)
-
-
-def _class_rows(name, input, target):
-    """input (n, C) and target (n) from (C), (n, C) or (n, C, d1, ...), and the shape of an unreduced loss."""
-    shape = input.shape
-    if input.ndim < 1:
-        raise OpError(f"{name}: the input needs a dimension of classes")
-    if input.ndim == 1:
-        expected = ()
-        rows = input.unsqueeze(0)
-    else:
-        expected = (shape[0], *shape[2:])
-        rows = input if input.ndim == 2 else input.movedim(1, -1).reshape(math.prod(expected), shape[1])
-    if target.shape != expected:
-        raise OpError(f"{name}: input {shape} needs a target of shape {expected}, got {target.shape}")
-    return rows, target.reshape(-1), expected
-
-
-def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
-    """-input[target] for log-probabilities (n, C) or (n, C, d1, ...); mean is weighted by the classes' weights."""
-    ops.check_ids("nll_loss", target)
-    rows, ids, shape = _class_rows("nll_loss", input, target)
-    counted = ids != ignore_index
-    safe = ids.masked_fill(~counted, 0)
-    if weight is not None and weight.shape != rows.shape[1:]:
-        raise OpError(f"nll_loss: weight must have shape {rows.shape[1:]}, got {weight.shape}")
-    picked = -rows.gather(1, safe.unsqueeze(1)).squeeze(1)
-    share = counted.to(rows.dtype) if weight is None else weight.index_select(0, safe).masked_fill(~counted, 0.0)
-    loss = picked.masked_fill(~counted, 0.0) * share
-    if reduction == "mean":
-        return loss.sum() / share.sum()
-    return _reduce("nll_loss", loss.reshape(shape), reduction)
-
-
-def cross_entropy(input, target, weight=None, size_average=None, ignore_index=-100, reduce=None, reduction="mean",
-                  label_smoothing=0.0):
-    """-log softmax(logits)[target] for logits (n, C), (C) or (n, C, d1, ...). `target` holds class ids (the rows with
-    ignore_index do not count) or probabilities of the input's shape."""
-    if size_average is not None or reduce is not None:
-        raise OpError("cross_entropy: size_average and reduce are not offered; use reduction")
-    if not 0 <= label_smoothing <= 1:
-        raise OpError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
-    _floating("cross_entropy", input)
-    if dtypes.is_floating(target.dtype):
-        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
-    rows, ids, shape = _class_rows("cross_entropy", input, target)
-    if weight is None and not label_smoothing and rows.array.size and ops.LEVEL != "composed":
-        loss = apply(ops.CrossEntropy, rows, target=ids.array, ignore_index=ignore_index)
-        if reduction == "mean":
-            return loss.sum() * (1 / count if (count := int((ids.array != ignore_index).sum())) else math.nan)
-        return _reduce("cross_entropy", loss.reshape(shape), reduction)
-    logp = rows.log_softmax(1)
-    hard = nll_loss(logp, ids, weight, ignore_index, reduction)
-    if not label_smoothing:
-        return hard.reshape(shape) if reduction == "none" else hard
-    counted = ids != ignore_index
-    smooth = -(logp if weight is None else logp * weight).sum(1).masked_fill(~counted, 0.0)
-    if reduction == "mean":
-        share = counted.to(rows.dtype) if weight is None else \
-            weight.index_select(0, ids.masked_fill(~counted, 0)).masked_fill(~counted, 0.0)
-        smooth = smooth.sum() / share.sum()
-    else:
-        smooth = _reduce("cross_entropy", smooth, reduction)
-    loss = hard * (1 - label_smoothing) + smooth * (label_smoothing / rows.shape[1])
-    return loss.reshape(shape) if reduction == "none" else loss
-
-
-def _soft_cross_entropy(input, target, weight, reduction, label_smoothing):
-    """The target is a distribution over the classes."""
-    if target.shape != input.shape:
-        raise OpError(f"cross_entropy: probabilities must have the input's shape {input.shape}, got {target.shape}")
-    dim = 0 if input.ndim == 1 else 1
-    classes = input.shape[dim]
-    if label_smoothing:
-        target = target * (1 - label_smoothing) + label_smoothing / classes
-    logp = input.log_softmax(dim)
-    if weight is not None:
-        logp = logp * weight.reshape((-1,) + (1,) * (input.ndim - dim - 1))
-    loss = -(logp * target).sum(dim)
-    if reduction == "mean":
-        return loss.sum() * (1 / n if (n := input.array.size // max(classes, 1)) else math.nan)
-    return _reduce("cross_entropy", loss, reduction)
-
-
-def binary_cross_entropy_with_logits(input, target, weight=None, size_average=None, reduce=None, reduction="mean",
-                                     pos_weight=None):
-    """-(pos_weight y log sigmoid(x) + (1 - y) log(1 - sigmoid(x))), without overflow."""
-    if target.shape != input.shape:
-        raise OpError(f"binary_cross_entropy_with_logits: target {target.shape} must have the input's shape {input.shape}")
-    log_p = logsigmoid(input)  # log(1 - sigmoid(x)) = log sigmoid(x) - x
-    if pos_weight is None:
-        loss = (1 - target) * input - log_p
-    else:
-        loss = (1 - target) * input - (1 + (pos_weight - 1) * target) * log_p
-    return _reduce("binary_cross_entropy_with_logits", loss if weight is None else loss * weight, reduction)
-
-
-def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_target=False):
-    """target (log target - input) for log-probabilities `input`; 0 where target is 0. reduction "batchmean" divides by
-    the first size."""
-    if log_target:
-        loss = target.exp() * (target - input)
-    else:
-        a, b = operands(input, target)
-        zero = b == 0
-        loss = (b * b.masked_fill(zero, 1.0).log()) - b * a
-    if reduction == "batchmean":
-        return loss.sum() / input.shape[0] if input.ndim else loss.sum()
-    return _reduce("kl_div", loss, reduction)
+    return ((a / a.norm(2, dim, keepdim=True).clamp(min=eps)) * (b / b.norm(2, dim, keepdim=True).clamp(min=eps))).sum(
+        dim
+    )
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
 
-def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
-                                 enable_gqa=False):
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     """softmax(scale q k^T + mask) v for q (..., H, T, d), k (..., H, S, d), v (..., H, S, e); scale 1 / sqrt(d).
     attn_mask: bool (True may be looked at) or added to the scores, broadcast to (..., T, S). is_causal hides what
     comes later. enable_gqa: k and v have H / groups heads. dropout_p always applies, as in PyTorch."""
@@ -412,7 +291,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if is_causal and attn_mask is not None:
         raise OpError(f"{name}: give attn_mask or is_causal, not both")
     ops.check_probability(name, dropout_p)
-    _floating(name, q)
+    require_floating(name, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else 1.0 if scale is None else scale
     if enable_gqa and q.shape[-3] != k.shape[-3]:
         if q.shape[-3] % k.shape[-3]:
@@ -428,5 +307,14 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if ops.LEVEL == "composed" or (is_tensor(attn_mask) and attn_mask.requires_grad) or not k.shape[-2]:
         keep = None if identity is None else dropout(q.new_ones(*lead, q.shape[-2], k.shape[-2]), dropout_p)
         return composed.attention(q, k, v, attn_mask, is_causal, scale, keep)
-    return apply(ops.Attention, q, k, v, mask=None if attn_mask is None else attn_mask.array, causal=is_causal,
-                 scale=scale, p=dropout_p, identity=identity)
+    return apply(
+        ops.Attention,
+        q,
+        k,
+        v,
+        *(() if attn_mask is None else (attn_mask,)),
+        causal=is_causal,
+        scale=scale,
+        p=dropout_p,
+        identity=identity,
+    )

@@ -3,6 +3,7 @@
 Fans, gains and bounds follow Glorot and Bengio 2010 (xavier), He et al. 2015 (kaiming), Saxe et al. 2014 (orthogonal).
 The numbers come from the default generator of the tensor's device: `tg.manual_seed` repeats them.
 """
+
 import math
 from statistics import NormalDist
 
@@ -47,8 +48,10 @@ def trunc_normal_(tensor, mean=0.0, std=1.0, a=-2.0, b=2.0):
     normal = NormalDist(mean, std)
     inside = normal.cdf(b) - normal.cdf(a)
     if inside < 1e-3:
-        raise ValueError(f"trunc_normal_: only {inside:.2g} of N({mean}, {std}**2) lies in [{a}, {b}]; "
-                         "move the mean towards the interval or widen it")
+        raise ValueError(
+            f"trunc_normal_: only {inside:.2g} of N({mean}, {std}**2) lies in [{a}, {b}]; "
+            "move the mean towards the interval or widen it"
+        )
     generator = _generator(tensor)
     draw = _standard_normal(tensor, generator) * std + mean
     outside = (draw < a) | (draw > b)
@@ -82,8 +85,9 @@ def calculate_gain(nonlinearity, param=None):
         return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
     gains = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4}
     if nonlinearity not in gains:
-        raise ValueError(f"calculate_gain: unknown nonlinearity {nonlinearity!r}; known are leaky_relu, "
-                         + ", ".join(gains))
+        raise ValueError(
+            f"calculate_gain: unknown nonlinearity {nonlinearity!r}; known are leaky_relu, " + ", ".join(gains)
+        )
     return gains[nonlinearity]
 
 

@@ -4,6 +4,7 @@ There is no registry: a Parameter, a buffer or a child module is an ordinary att
 follows from its type (buffers: from a list of names). Reading `self.weight` is therefore a plain attribute access, and
 definition order is the order of everything that walks the tree.
 """
+
 import threading
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class Module:
     """Base of all layers and models: define children and parameters in `__init__`, the computation in `forward`."""
 
     training = True
-    _buffers: dict = {}           # name of each buffer -> is it saved in state_dict? (own dict once one is registered)
-    _forward_pre_hooks = None     # dicts of hooks, made when the first is registered
+    _buffers: dict = {}  # name of each buffer -> is it saved in state_dict? (own dict once one is registered)
+    _forward_pre_hooks = None  # dicts of hooks, made when the first is registered
     _forward_hooks = None
 
     def __init__(self):
@@ -101,8 +102,10 @@ class Module:
         if value is not None and old is not None:
             for kind in (Parameter, Module):
                 if isinstance(old, kind) and not isinstance(value, kind):
-                    raise TypeError(f"cannot assign a {type(value).__name__} to {name!r}, which is a {kind.__name__}: "
-                                    f"assign a {kind.__name__} or None, or `del` it first")
+                    raise TypeError(
+                        f"cannot assign a {type(value).__name__} to {name!r}, which is a {kind.__name__}: "
+                        f"assign a {kind.__name__} or None, or `del` it first"
+                    )
         if name in self._buffers and not (value is None or isinstance(value, Tensor)):
             raise TypeError(f"cannot assign a {type(value).__name__} to the buffer {name!r}: assign a Tensor or None")
         object.__setattr__(self, name, value)
@@ -188,8 +191,11 @@ class Module:
             yield parameter
 
     def _own_buffers(self, persistent_only=False):
-        return [(name, getattr(self, name)) for name, persistent in self._buffers.items()
-                if getattr(self, name) is not None and (persistent or not persistent_only)]
+        return [
+            (name, getattr(self, name))
+            for name, persistent in self._buffers.items()
+            if getattr(self, name) is not None and (persistent or not persistent_only)
+        ]
 
     def named_buffers(self, prefix="", recurse=True, remove_duplicate=True):
         """(dotted name, Tensor) of all buffers."""
@@ -256,11 +262,14 @@ class Module:
             problems.append("unexpected keys: " + ", ".join(unexpected))
         for name, target in own.items():
             if name in state_dict and tuple(state_dict[name].shape) != tuple(target.shape):
-                problems.append(f"size mismatch for {name}: {tuple(state_dict[name].shape)} given, "
-                                f"{tuple(target.shape)} in the model")
+                problems.append(
+                    f"size mismatch for {name}: {tuple(state_dict[name].shape)} given, "
+                    f"{tuple(target.shape)} in the model"
+                )
         if problems:
-            raise RuntimeError("\n  ".join([f"state_dict does not fit {type(self).__name__}; nothing was loaded:",
-                                            *problems]))
+            raise RuntimeError(
+                "\n  ".join([f"state_dict does not fit {type(self).__name__}; nothing was loaded:", *problems])
+            )
         for name, target in own.items():
             if name in state_dict:
                 target.detach().copy_(as_tensor(state_dict[name]))

@@ -1,4 +1,5 @@
 """Parameter: a Tensor that a Module counts as its own, to be trained."""
+
 from ..tensor import Tensor
 
 

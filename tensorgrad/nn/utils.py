@@ -1,4 +1,5 @@
 """Clipping of gradients, in place and without temporaries larger than a block."""
+
 import math
 
 import numpy as np
@@ -23,7 +24,7 @@ def _blocks(tensor):
     """The elements of `tensor` as 1-D pieces, at least in float32."""
     flat, size = tensor.array.reshape(-1), block_size(tensor.device)
     wide = np.promote_types(flat.dtype, np.float32)
-    return [flat[i:i + size].astype(wide, copy=False) for i in range(0, flat.size, size)]
+    return [flat[i : i + size].astype(wide, copy=False) for i in range(0, flat.size, size)]
 
 
 def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
@@ -42,8 +43,10 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
         total = sum((abs(block) ** norm_type).sum(dtype="float64") for block in blocks) ** (1 / norm_type)
     norm = wrap(xp.asarray(total, tensors[0].dtype), device)
     if error_if_nonfinite and not math.isfinite(norm.item()):
-        raise RuntimeError(f"the total norm (order {norm_type}) of the gradients is {norm.item()}; "
-                           "find its source with tg.autograd.detect_anomaly()")
+        raise RuntimeError(
+            f"the total norm (order {norm_type}) of the gradients is {norm.item()}; "
+            "find its source with tg.autograd.detect_anomaly()"
+        )
     return norm
 
 
@@ -53,12 +56,13 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
     `parameters`: Tensors, or one; those without gradient do not count. Returns the norm before scaling (0-d)."""
     gradients = _gradients(parameters)
     norm = get_total_norm(gradients, norm_type, error_if_nonfinite)
-    factor = norm.device.xp.minimum(max_norm / (norm.array + 1e-6), 1.0)
-    if norm.device.type == "cpu" and factor == 1:
-        return norm
-    for grad in gradients:
-        grad.array *= factor
-        grad._bump()
+    with np.errstate(invalid="ignore"):  # a norm that is nan or infinite makes gradients nan, as in PyTorch
+        factor = norm.device.xp.minimum(max_norm / (norm.array + 1e-6), 1.0)
+        if norm.device.type == "cpu" and factor == 1:
+            return norm
+        for grad in gradients:
+            grad.array *= factor
+            grad._bump()
     return norm
 
 

@@ -1,11 +1,15 @@
 """What several families share: operands, dtypes, dimensions."""
+
 import numbers
+import sys
 
 import numpy as np
 
 from .. import dtypes
 from ..engine import Op, apply, wrap
 from ..errors import OpIndexError, OpTypeError
+
+quiet = np.errstate(all="ignore")  # decorates forward: log(0) is -inf and 0/0 nan without a warning, as in PyTorch
 
 
 class Cast(Op):
@@ -68,18 +72,33 @@ def binary(op, a, b):
     return apply(op, a, b)
 
 
+def require_floating(name, tensor):
+    if not dtypes.is_floating(tensor.array.dtype):
+        raise OpTypeError(f"{name}: needs a floating dtype, got {tensor.array.dtype}")
+
+
 def to_float(tensor):
     """Integers become the default floating dtype, as PyTorch does before exp, sqrt, division ..."""
     return tensor if dtypes.is_floating(tensor.array.dtype) else cast(tensor, dtypes.get_default_dtype())
+
+
+def _caller():
+    """The name of the operation that looks at its arguments here, for an error message."""
+    frame = sys._getframe(2)
+    while frame.f_globals["__name__"] == __name__ or frame.f_code.co_name.startswith(("<", "_")):
+        frame = frame.f_back  # past helpers and comprehensions, to the method that the user called
+    return frame.f_code.co_name
 
 
 def dim_index(dim, ndim, name="dim"):
     """A dimension counted from the front; negative ones count from the back. 0-d tensors have dimension 0 and -1."""
     n = max(ndim, 1)
     if not isinstance(dim, int | np.integer) or isinstance(dim, bool):
-        raise OpTypeError(f"{name} must be an integer, got {dim!r}")
+        raise OpTypeError(f"{_caller()}: {name} must be an integer, got {dim!r}")
     if not -n <= dim < n:
-        raise OpIndexError(f"{name} {dim} is out of range for a tensor of {ndim} dimensions ({-n} to {n - 1})")
+        raise OpIndexError(
+            f"{_caller()}: {name} {dim} is out of range for a tensor of {ndim} dimensions ({-n} to {n - 1})"
+        )
     return int(dim) % n
 
 
@@ -89,8 +108,13 @@ def dim_tuple(dim, ndim):
         return tuple(range(ndim))
     dims = [dim_index(d, ndim) for d in (dim if isinstance(dim, tuple | list) else (dim,))]
     if len(set(dims)) != len(dims):
-        raise OpIndexError(f"dim {tuple(dim)} names a dimension twice")
+        raise OpIndexError(f"{_caller()}: dim {tuple(dim)} names a dimension twice")
     return tuple(sorted(dims)) if ndim else ()
+
+
+def zero_like(g):
+    """The gradient of what is piecewise constant."""
+    return wrap(g.device.xp.zeros_like(g.array), g.device)
 
 
 def sizes(args):

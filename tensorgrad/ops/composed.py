@@ -1,5 +1,6 @@
 """The readable mathematics of the fused operations, in Tensor methods: their definition, the oracle of their tests, and
 what runs under create_graph, where gradients of gradients are wanted."""
+
 import math
 
 

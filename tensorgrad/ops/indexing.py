@@ -1,4 +1,5 @@
 """Reading and writing by index: getitem, setitem, gather, scatter, index_add, sort, topk, masks."""
+
 import numpy as np
 
 from ..engine import Op, apply, wrap
@@ -6,8 +7,8 @@ from ..errors import OpError, OpIndexError, OpTypeError
 from .common import cast, dim_index, is_tensor, scalar
 from .results import Sorted
 
-
 # ---- basic indices (integers, slices, None, Ellipsis) give views ----------------------------------------------------
+
 
 class View(Op):
     """x[index] for a basic index."""
@@ -17,7 +18,7 @@ class View(Op):
 
     def forward(ctx, x, index):
         ctx.shape, ctx.index = x.shape, index
-        return x[index] if x.ndim else ctx.xp.asarray(x)[index]
+        return x[(*index, Ellipsis)]  # with the Ellipsis a single element is a view too, not a scalar
 
     def backward(ctx, g):
         return apply(Put, g, shape=ctx.shape, index=ctx.index, distinct=True)
@@ -29,7 +30,8 @@ class Take(Op):
     name = "getitem"
 
     def forward(ctx, x, index, distinct):
-        ctx.shape, ctx.distinct, ctx.index = x.shape, distinct, index
+        ctx.shape, ctx.distinct = x.shape, distinct
+        ctx.index = _own(index) if ctx.recording else None
         return x[index]
 
     def backward(ctx, g):
@@ -42,7 +44,7 @@ class Put(Op):
     name = "getitem_backward"
 
     def forward(ctx, values, shape, index, distinct):
-        ctx.index, ctx.distinct = index, distinct
+        ctx.index, ctx.distinct = _own(index) if ctx.recording else None, distinct
         out = ctx.xp.zeros(shape, values.dtype)
         if distinct:
             out[index] = values
@@ -59,7 +61,7 @@ class SetItem(Op):
     """x with x[index] = values: in place (the returned array is x's) or, with `copy`, in a new array."""
 
     def forward(ctx, x, values, index, copy):
-        ctx.index = index
+        ctx.index = _own(index) if ctx.recording else None
         out = x.copy() if copy else x
         out[index] = values
         return out
@@ -67,8 +69,10 @@ class SetItem(Op):
     def backward(ctx, g):
         need_x, need_values = ctx.needs
         zero = scalar(0, g, g.array.dtype)
-        return (apply(SetItem, g, zero, index=ctx.index, copy=True) if need_x else None,
-                apply(Take, g, index=ctx.index, distinct=True) if need_values else None)
+        return (
+            apply(SetItem, g, zero, index=ctx.index, copy=True) if need_x else None,
+            apply(Take, g, index=ctx.index, distinct=True) if need_values else None,
+        )
 
 
 def split_index(index, ndim, device):
@@ -95,7 +99,7 @@ def split_index(index, ndim, device):
     if Ellipsis not in [i for i in items if not _is_array(i)]:
         items.append(Ellipsis)
     place = next(k for k, i in enumerate(items) if not _is_array(i) and i is Ellipsis)
-    items[place:place + 1] = [slice(None)] * (ndim - used)
+    items[place : place + 1] = [slice(None)] * (ndim - used)
     if not any(_is_array(i) for i in items):
         return tuple(items), None
     basic, advanced = [], []
@@ -115,6 +119,11 @@ def _is_array(item):
     return hasattr(item, "dtype")
 
 
+def _own(index):
+    """An index that nobody else can change before backward."""
+    return tuple(i.copy() if _is_array(i) else i for i in index)
+
+
 def _is_mask(item):
     return _is_array(item) and item.dtype == bool
 
@@ -125,6 +134,7 @@ def _distinct(advanced):
 
 
 # ---- gather and scatter along a dimension ---------------------------------------------------------------------------
+
 
 def _grid(xp, index, dim):
     """An advanced index that takes element index[i, j, ...] of `dim` and i, j, ... of the others."""
@@ -139,7 +149,9 @@ def _check_range(name, index, n, dim):
     if isinstance(index, np.ndarray) and index.size:  # on a GPU the check would wait for the device
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= n:
-            raise OpIndexError(f"{name}: index {low if low < 0 else high} is out of range for dimension {dim} of size {n}")
+            raise OpIndexError(
+                f"{name}: index {low if low < 0 else high} is out of range for dimension {dim} of size {n}"
+            )
 
 
 def _check_gather(name, x, index, dim):
@@ -157,7 +169,7 @@ class Gather(Op):
         return x[_grid(ctx.xp, index, dim)]
 
     def backward(ctx, g):
-        index, = ctx.saved
+        (index,) = ctx.saved
         zero = wrap(ctx.xp.zeros(ctx.shape, g.array.dtype), ctx.device)
         return apply(ScatterAdd, zero, index, g, dim=ctx.dim), None
 
@@ -175,7 +187,7 @@ class ScatterAdd(Op):
         return out
 
     def backward(ctx, g):
-        index, = ctx.saved
+        (index,) = ctx.saved
         source = apply(Gather, g, index, dim=ctx.dim)
         return g, None, _fill_out(source, ctx.source_shape)
 
@@ -190,11 +202,14 @@ class Scatter(Op):
         return out
 
     def backward(ctx, g):
-        index, = ctx.saved
+        (index,) = ctx.saved
         need_x, _, need_source = ctx.needs
         zero = scalar(0, g, g.array.dtype)
-        return (apply(Scatter, g, index, zero, dim=ctx.dim) if need_x else None, None,
-                _fill_out(apply(Gather, g, index, dim=ctx.dim), ctx.source_shape) if need_source else None)
+        return (
+            apply(Scatter, g, index, zero, dim=ctx.dim) if need_x else None,
+            None,
+            _fill_out(apply(Gather, g, index, dim=ctx.dim), ctx.source_shape) if need_source else None,
+        )
 
 
 def _fill_out(g, shape):
@@ -209,27 +224,31 @@ class IndexAdd(Op):
     """x with source[..., i, ...] added to x[..., index[i], ...]; repeated indices add up."""
 
     def forward(ctx, x, source, index, dim):
-        ctx.dim, ctx.index = dim, index
+        ctx.dim = dim
+        ctx.save(index)
         out = ctx.xp.array(ctx.xp.moveaxis(x, dim, 0), order="C", copy=True) if x.ndim else x.reshape(1).copy()
-        rows = ctx.xp.moveaxis(source, dim, 0).reshape(index.size, -1) if source.ndim else source.reshape(1, 1)
-        if rows.size:
+        if source.size:
+            rows = ctx.xp.moveaxis(source, dim, 0).reshape(index.size, -1) if source.ndim else source.reshape(1, 1)
             width = rows.shape[1]
             flat = (index.reshape(-1, 1) * width + ctx.xp.arange(width)).reshape(-1)
             ctx.device.scatter_add(out.reshape(-1), flat, rows.reshape(-1))
         return ctx.xp.moveaxis(out, 0, dim) if x.ndim else out.reshape(())
 
     def backward(ctx, g):
-        return g, apply(IndexSelect, g, index=ctx.index, dim=ctx.dim) if g.array.ndim else g
+        (index,) = ctx.saved
+        return g, apply(IndexSelect, g, index, dim=ctx.dim) if g.array.ndim else g, None
 
 
 class IndexSelect(Op):
     def forward(ctx, x, index, dim):
-        ctx.dim, ctx.index, ctx.shape = dim, index, x.shape
+        ctx.dim, ctx.shape = dim, x.shape
+        ctx.save(index)
         return ctx.xp.take(x, index, axis=dim)
 
     def backward(ctx, g):
         zero = wrap(ctx.xp.zeros(ctx.shape, g.array.dtype), ctx.device)
-        return apply(IndexAdd, zero, g, index=ctx.index, dim=ctx.dim)
+        (index,) = ctx.saved
+        return apply(IndexAdd, zero, g, index, dim=ctx.dim), None
 
 
 class IndexingMethods:
@@ -253,7 +272,7 @@ class IndexingMethods:
         extra = value.array.ndim - self.array[index].ndim if value.array.ndim else 0
         if extra > 0 and all(n == 1 for n in value.array.shape[:extra]):
             value = value.reshape(value.array.shape[extra:])
-        self._write(lambda: apply(SetItem, self, value, index=index, copy=False))
+        self._write(lambda: apply(SetItem, self, value, index=index, copy=False), in_place=True)
 
     def index_put(self, indices, values, accumulate=False):
         """self with values written (or added, with `accumulate`) at the tuple of index tensors."""
@@ -268,6 +287,8 @@ class IndexingMethods:
     def gather(self, dim, index):
         """out[i][j] = self[index[i][j]][j] for dim 0, and so on; index (int64) has as many dimensions as self."""
         dim = dim_index(dim, self.array.ndim)
+        if not index.array.size:
+            return self.reshape(-1)[:0].reshape(index.array.shape)
         _check_gather("gather", self.array, index.array, dim)
         if self.array.ndim != index.array.ndim:
             x = self.reshape(1) if not self.array.ndim else self
@@ -300,8 +321,11 @@ class IndexingMethods:
         return self._along(ScatterAdd, dim, index, src)
 
     def _along(self, op, dim, index, src):
-        if src.array.ndim and index.array.ndim and any(
-                i > s for i, s in zip(index.array.shape, src.array.shape, strict=False)):
+        if (
+            src.array.ndim
+            and index.array.ndim
+            and any(i > s for i, s in zip(index.array.shape, src.array.shape, strict=False))
+        ):
             raise OpError(f"{op.name}: index shape {index.array.shape} is larger than the source's {src.array.shape}")
         if self.array.ndim and index.array.ndim:
             return apply(op, self, index, src if src.array.ndim or op is Scatter else src.reshape(1), dim=dim)
@@ -318,30 +342,37 @@ class IndexingMethods:
         _check_range("index_select", index.array, self.array.shape[dim] if self.array.ndim else 1, dim)
         if not self.array.ndim:
             return self.reshape(1).index_select(0, index).reshape(())
-        return apply(IndexSelect, self, index=index.array.reshape(-1), dim=dim)
+        return apply(IndexSelect, self, index.reshape(-1), dim=dim)
 
     def index_add(self, dim, index, source, *, alpha=1):
         """self with alpha * source[i] added to row index[i] of `dim`; repeated indices add up."""
         dim = dim_index(dim, self.array.ndim)
         _check_range("index_add", index.array, self.array.shape[dim] if self.array.ndim else 1, dim)
         own, given = self.array.shape, source.array.shape
-        if index.array.ndim > 1 or (own[:dim] + own[dim + 1:] != given[:dim] + given[dim + 1:] and self.array.ndim) or \
-                index.array.size != (given[dim] if given else 1):
+        if (
+            index.array.ndim > 1
+            or (own[:dim] + own[dim + 1 :] != given[:dim] + given[dim + 1 :] and self.array.ndim)
+            or index.array.size != (given[dim] if given else 1)
+        ):
             raise OpError(f"index_add: {own}, index {index.array.shape}, source {given} do not fit in dimension {dim}")
         if source.array.dtype != self.array.dtype:
             raise OpTypeError(f"index_add: dtypes differ: {self.array.dtype} and {source.array.dtype}")
-        return apply(IndexAdd, self, source if alpha == 1 else source * alpha, index=index.array.reshape(-1), dim=dim)
+        return apply(IndexAdd, self, source if alpha == 1 else source * alpha, index.reshape(-1), dim=dim)
 
     def take_along_dim(self, indices, dim=None):
         """gather whose other dimensions broadcast; over the flattened tensor where dim is None."""
         if indices.array.dtype.kind not in "iu":
             raise OpTypeError(f"take_along_dim: indices must be integers, got {indices.array.dtype}")
         if dim is None:
-            return self.reshape(-1).gather(0, indices.reshape(-1))
+            return self.reshape(-1).take_along_dim(indices.reshape(-1), 0)
         dim = dim_index(dim, self.array.ndim)
+        if self.array.ndim and (indices.array < 0).any():  # these count from the back
+            indices = (indices < 0)._select(indices + self.array.shape[dim], indices)
         if self.array.ndim != indices.array.ndim:
             raise OpError(f"take_along_dim: {self.array.shape} and indices {indices.array.shape} differ in dimensions")
-        shape = list(np.broadcast_shapes(*(s[:dim] + (1,) + s[dim + 1:] for s in (self.array.shape, indices.array.shape))))
+        shape = list(
+            np.broadcast_shapes(*(s[:dim] + (1,) + s[dim + 1 :] for s in (self.array.shape, indices.array.shape)))
+        )
         own, wanted = shape.copy(), shape.copy()
         own[dim], wanted[dim] = self.array.shape[dim], indices.array.shape[dim]
         return self.expand(own).gather(dim, indices.expand(wanted))
@@ -353,9 +384,10 @@ class IndexingMethods:
         shape = np.broadcast_shapes(self.array.shape, mask.array.shape)
         return self.expand(shape)[mask.expand(shape)] if shape else self.reshape(1)[mask.reshape(1)]
 
-    def nonzero(self):
-        """Indices (n, ndim) int64 of the nonzero elements."""
-        return wrap(self.device.xp.argwhere(self.array).astype(np.int64), self.device)
+    def nonzero(self, *, as_tuple=False):
+        """Indices (n, ndim) int64 of the nonzero elements; as_tuple: a vector per dimension, ready to index with."""
+        index = wrap(self.device.xp.argwhere(self.array).astype(np.int64), self.device)
+        return index.unbind(1) if as_tuple else index
 
     # ---- order
     def argsort(self, dim=-1, descending=False, stable=False):
@@ -399,5 +431,3 @@ class IndexingMethods:
             raise OpError(f"{function}: needs at least 2 dimensions, got shape {self.array.shape}")
         keep = getattr(self.device.xp, function)(self.device.xp.ones(self.array.shape[-2:], bool), diagonal)
         return self.masked_fill(wrap(~keep, self.device), 0)
-
-

@@ -4,11 +4,12 @@ x.op_() computes out of place, writes the result into x's memory and gives x the
 the base changes as well: its new node is WriteView(base, values), and every view of it reads the new base (ReadView)
 when next used. Under no_grad only the memory and the version counter change.
 """
+
 import numpy as np
 
+from .. import dtypes
 from ..engine import Leaf, Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
-from .. import dtypes
 from .common import cast, is_tensor, scalar
 from .indexing import Put, SetItem, Take
 
@@ -62,6 +63,7 @@ class ReadView(Op):
 def _in_place(name):
     def method(self, *args, **options):
         return self._write(lambda: getattr(self, name)(*args, **options))
+
     method.__name__ = name + "_"
     method.__doc__ = f"`{name}` in place; returns self."
     return method
@@ -70,24 +72,31 @@ def _in_place(name):
 class InPlaceMethods:
     """PyTorch's in-place methods and operators. A leaf that requires a gradient may only be changed under no_grad."""
 
-    def _write(self, compute):
+    def _write(self, compute, in_place=False):
+        """self takes the values and the graph node of compute(), a Tensor made from self; `in_place` says that it has
+        written into self's memory already."""
         base = self if self._view is None else self._view[0]
         if modes.grad and base.node.__class__ is Leaf:
-            raise RuntimeError("a leaf tensor that requires a gradient cannot be changed in place while gradients are "
-                               "recorded; do it under tg.no_grad()")
-        result, array = compute(), self.array
+            raise RuntimeError(
+                "a leaf tensor that requires a gradient cannot be changed in place while gradients are "
+                "recorded; do it under tg.no_grad()"
+            )
+        array = self.array
+        result = compute() if in_place or not modes.grad else self._preserved(compute)
         if result.array.shape != array.shape:
-            raise OpError(f"in-place: the result has shape {tuple(result.array.shape)}, which does not fit into "
-                          f"{tuple(array.shape)}")
+            raise OpError(
+                f"in-place: the result has shape {tuple(result.array.shape)}, which does not fit into "
+                f"{tuple(array.shape)}"
+            )
         if dtypes.category(result.array.dtype) > dtypes.category(array.dtype):
             raise OpTypeError(f"in-place: a {result.array.dtype} result does not fit into a {array.dtype} tensor")
         result = cast(result, array.dtype)
         node = result.node
         if result.array is not array:
-            if node is not None and node.__class__ is not Leaf:
-                _unshare(node, array)
             if isinstance(array, np.ndarray) and not array.flags.writeable:
-                raise OpError("in-place: this tensor shares memory with itself (expand) or is read-only; clone() it first")
+                raise OpError(
+                    "in-place: this tensor shares memory with itself (expand) or is read-only; clone() it first"
+                )
             array[...] = result.array
         self._bump()
         if not modes.grad:
@@ -100,6 +109,16 @@ class InPlaceMethods:
             base.version()[1] += 1
             self._refresh_view()
         return self
+
+    def _preserved(self, compute):
+        """compute() on a copy of self's values, so that what it saves for backward outlives the write."""
+        kept = self.array, self._version, self._view
+        self.node = self._current_node()
+        self.array, self._version, self._view = self.array.copy(), None, None
+        try:
+            return compute()
+        finally:
+            self.array, self._version, self._view = kept
 
     def _refresh_view(self):
         """Read a base that was changed through another view; returns the new node."""
@@ -130,11 +149,16 @@ class InPlaceMethods:
     add_, sub_, mul_, div_, pow_ = (_in_place(n) for n in ("add", "sub", "mul", "div", "pow"))
     neg_, abs_, exp_, log_, sqrt_, rsqrt_ = (_in_place(n) for n in ("neg", "abs", "exp", "log", "sqrt", "rsqrt"))
     tanh_, sigmoid_, relu_, reciprocal_ = (_in_place(n) for n in ("tanh", "sigmoid", "relu", "reciprocal"))
-    floor_, ceil_, round_, trunc_, sin_, cos_ = (_in_place(n) for n in ("floor", "ceil", "round", "trunc", "sin", "cos"))
+    floor_, ceil_, round_, trunc_, sin_, cos_ = (
+        _in_place(n) for n in ("floor", "ceil", "round", "trunc", "sin", "cos")
+    )
     clamp_, lerp_, addcmul_, addcdiv_ = (_in_place(n) for n in ("clamp", "lerp", "addcmul", "addcdiv"))
     masked_fill_, scatter_, scatter_add_ = (_in_place(n) for n in ("masked_fill", "scatter", "scatter_add"))
     index_add_, index_put_, square_, erf_ = (_in_place(n) for n in ("index_add", "index_put", "square", "erf"))
     tril_, triu_, cumsum_, addmm_ = (_in_place(n) for n in ("tril", "triu", "cumsum", "addmm"))
+    sinh_, cosh_, tan_, log2_, log10_, sign_ = (_in_place(n) for n in ("sinh", "cosh", "tan", "log2", "log10", "sign"))
+    logical_and_, logical_or_, logical_xor_ = (_in_place("logical_" + n) for n in ("and", "or", "xor"))
+    eq_, ne_, lt_, le_, gt_, ge_ = (_in_place(n) for n in ("eq", "ne", "lt", "le", "gt", "ge"))
     floor_divide_, remainder_, logical_not_ = (_in_place(n) for n in ("floor_divide", "remainder", "logical_not"))
     clip_, baddbmm_, cumprod_, expm1_, log1p_ = (_in_place(n) for n in ("clip", "baddbmm", "cumprod", "expm1", "log1p"))
 
@@ -149,28 +173,3 @@ class InPlaceMethods:
 
     def __ixor__(self, other):
         return self._write(lambda: self ^ other)
-
-    # ---- random fills
-    def normal_(self, mean=0.0, std=1.0, *, generator=None):
-        """Fill with normal numbers."""
-        return self._random(generator, lambda rng, shape: rng.standard_normal(shape) * std + mean)
-
-    def uniform_(self, a=0.0, b=1.0, *, generator=None):
-        """Fill with numbers uniform in [a, b)."""
-        return self._random(generator, lambda rng, shape: rng.random(shape) * (b - a) + a)
-
-    def bernoulli_(self, p=0.5, *, generator=None):
-        """Fill with 1 where a uniform number is below p, else 0."""
-        return self._random(generator, lambda rng, shape: rng.random(shape) < p)
-
-    def _random(self, generator, draw):
-        from ..random import default_generator
-        values = draw((generator or default_generator(self.device)).numpy(), self.array.shape)
-        values = self.device.asarray(np.asarray(values, self.array.dtype))
-        return self._write(lambda: wrap(values, self.device))
-
-
-def _unshare(node, array):
-    """Let `node` keep its own copy of an input that is about to be overwritten."""
-    if isinstance(node, Op):
-        node._saved = [(a.copy(), n, None, 0) if a is array else (a, n, v, c) for a, n, v, c in node._saved or ()]

@@ -1,4 +1,5 @@
 """Products: matmul, einsum and what is composed of them; diagonals and traces."""
+
 import string
 
 import numpy as np
@@ -19,7 +20,7 @@ class MatMul(Op):
             need_a, need_b = ctx.needs
             ctx.save(a if need_b else None, b if need_a else None)
             ctx.rows = a.ndim > 2 and b.ndim == 2
-        if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
+        if a.ndim > 2 and b.ndim == 2 and a.size and a.flags.c_contiguous:
             return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])  # one product, not a loop
         return a @ b
 
@@ -30,7 +31,7 @@ class MatMul(Op):
             ga = g @ b.transpose(-2, -1)
         if a is not None:
             if ctx.rows:  # one weight for all rows: (rows, in)^T @ (rows, out)
-                gb = a.reshape(-1, a.array.shape[-1]).transpose(0, 1) @ g.reshape(-1, g.array.shape[-1])
+                gb = a.flatten(0, -2).transpose(0, 1) @ g.flatten(0, -2)
             else:
                 gb = a.transpose(-2, -1) @ g
         return ga, gb
@@ -48,7 +49,10 @@ class Diagonal(Op):
 
     def forward(ctx, x, offset, dim1, dim2):
         ctx.shape, ctx.place = x.shape, (offset, dim1, dim2)
-        return ctx.xp.diagonal(x, offset, dim1, dim2)
+        y = ctx.xp.diagonal(x, offset, dim1, dim2)
+        if isinstance(y, np.ndarray):
+            y.flags.writeable = x.flags.writeable  # NumPy protects diagonals for historical reasons
+        return y
 
     def backward(ctx, g):
         return apply(DiagonalScatter, g, shape=ctx.shape, place=ctx.place)
@@ -73,7 +77,9 @@ class DiagonalScatter(Op):
 
 def _same_dtype(name, *tensors):
     if len({t.array.dtype for t in tensors}) > 1:
-        raise OpTypeError(f"{name}: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}; cast one with .to(dtype)")
+        raise OpTypeError(
+            f"{name}: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}; cast one with .to(dtype)"
+        )
 
 
 def _require(name, ok, *tensors, what):
@@ -104,7 +110,9 @@ class LinearAlgebraMethods:
     __matmul__ = matmul
 
     def __rmatmul__(self, other):
-        return wrap(self.device.asarray(np.asarray(other)), self.device).matmul(self)
+        if not is_tensor(other):
+            other = wrap(self.device.asarray(np.asarray(other)), self.device)
+        return other.matmul(self)
 
     def mm(self, mat2):
         """Product of two matrices, no broadcasting."""
@@ -119,7 +127,8 @@ class LinearAlgebraMethods:
 
     def mv(self, vec):
         """Matrix (n, m) times vector (m)."""
-        _require("mv", self.array.ndim == 2 and vec.array.ndim == 1, self, vec, what="needs a matrix and a vector")
+        ok = self.array.ndim == 2 and vec.array.ndim == 1 and self.array.shape[1] == vec.array.shape[0]
+        _require("mv", ok, self, vec, what="needs a matrix (n, m) and a vector (m)")
         return self.matmul(vec)
 
     def dot(self, other):
@@ -150,7 +159,9 @@ class LinearAlgebraMethods:
         n = max(self.array.ndim, other.array.ndim)
         a = (1,) * (n - self.array.ndim) + self.array.shape
         b = (1,) * (n - other.array.ndim) + other.array.shape
-        product = self.reshape([s for size in a for s in (size, 1)]) * other.reshape([s for size in b for s in (1, size)])
+        product = self.reshape([s for size in a for s in (size, 1)]) * other.reshape(
+            [s for size in b for s in (1, size)]
+        )
         return product.reshape([x * y for x, y in zip(a, b, strict=True)])
 
     # ---- diagonals
@@ -158,7 +169,9 @@ class LinearAlgebraMethods:
         """A diagonal of each matrix in dimensions dim1, dim2, as the last dimension (a view)."""
         d1, d2 = dim_index(dim1, self.array.ndim), dim_index(dim2, self.array.ndim)
         if d1 == d2 or self.array.ndim < 2:
-            raise OpError(f"diagonal: {tuple(self.array.shape)}: dim1 {dim1} and dim2 {dim2} must be different dimensions")
+            raise OpError(
+                f"diagonal: {tuple(self.array.shape)}: dim1 {dim1} and dim2 {dim2} must be different dimensions"
+            )
         rows, columns = self.array.shape[d1], self.array.shape[d2]
         offset = max(-rows, min(offset, columns))  # beyond the corner a diagonal is empty
         return apply(Diagonal, self, offset=offset, dim1=d1, dim2=d2)
@@ -182,8 +195,11 @@ def _scaled_sum(name, base, product, beta, alpha):
     try:
         np.broadcast_to(np.empty(base.array.shape, bool), product.array.shape)
     except ValueError:
-        raise OpError(f"{name}: {tuple(base.array.shape)} does not broadcast to the product's shape "
-                      f"{tuple(product.array.shape)}") from None
+        raise OpError(
+            f"{name}: {tuple(base.array.shape)} does not broadcast to the product's shape {tuple(product.array.shape)}"
+        ) from None
+    if base.array.dtype.kind in "iu":
+        alpha, beta = int(alpha), int(beta)
     if alpha != 1:
         product = product * alpha
     if beta == 0:
@@ -192,7 +208,7 @@ def _scaled_sum(name, base, product, beta, alpha):
 
 
 def tensordot(a, b, dims=2):
-    """Sum of products over the last `dims` dimensions of a and the first of b, or over dims = (dims of a, dims of b)."""
+    """Sum of products over the last `dims` dimensions of a and the first of b, or over (dims of a, dims of b)."""
     if is_tensor(dims):
         dims = dims.tolist()
     if isinstance(dims, int):
@@ -200,8 +216,10 @@ def tensordot(a, b, dims=2):
             raise OpError(f"tensordot: dims must not be negative, got {dims}")
         da, db = list(range(a.array.ndim - dims, a.array.ndim)), list(range(dims))
     else:
-        da, db = ([dim_index(d, t.array.ndim) for d in ([ds] if isinstance(ds, int) else ds)]
-                  for t, ds in zip((a, b), dims, strict=True))
+        da, db = (
+            [dim_index(d, t.array.ndim) for d in ([ds] if isinstance(ds, int) else ds)]
+            for t, ds in zip((a, b), dims, strict=True)
+        )
     sa, sb = a.array.shape, b.array.shape
     if len(da) != len(db) or any(sa[i] != sb[j] and 1 not in (sa[i], sb[j]) for i, j in zip(da, db, strict=True)):
         raise OpError(f"tensordot: {sa} and {sb}: sizes of dims {da} and {db} differ")
@@ -229,13 +247,15 @@ def einsum(equation, *operands):
     if len(terms) != len(operands):
         raise OpError(f"einsum: {equation!r} names {len(terms)} operands, {len(operands)} given")
     spare = [c for c in string.ascii_letters if c not in equation]
-    depth = max((t.array.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True)
-                 if "..." in term), default=0)
+    depth = max(
+        (t.array.ndim - len(term.replace("...", "")) for term, t in zip(terms, operands, strict=True) if "..." in term),
+        default=0,
+    )
     dots = "".join(spare[:depth])
     parts, size = [], {}
     for term, t in zip(terms, operands, strict=True):
         own = t.array.ndim - len(term.replace("...", ""))
-        letters = term.replace("...", dots[depth - own:] if own > 0 else "")
+        letters = term.replace("...", dots[depth - own :] if own > 0 else "")
         if len(letters) != t.array.ndim or not letters.replace(".", "").isalpha() and letters:
             raise OpError(f"einsum: {equation!r}: term {term!r} does not fit shape {tuple(t.array.shape)}")
         for c, n in zip(letters, t.array.shape, strict=True):
@@ -269,9 +289,11 @@ def _diagonals(tensor, letters):
             i = letters.index(c)
             j = letters.index(c, i + 1)
             if tensor.array.shape[i] != tensor.array.shape[j]:
-                raise OpError(f"einsum: repeated index {c!r} has sizes {tensor.array.shape[i]} and {tensor.array.shape[j]}")
+                raise OpError(
+                    f"einsum: repeated index {c!r} has sizes {tensor.array.shape[i]} and {tensor.array.shape[j]}"
+                )
             tensor = tensor.diagonal(0, i, j)
-            letters = letters[:i] + letters[i + 1:j] + letters[j + 1:] + c
+            letters = letters[:i] + letters[i + 1 : j] + letters[j + 1 :] + c
     return tensor, letters
 
 

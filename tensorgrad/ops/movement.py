@@ -1,11 +1,13 @@
-"""Moving elements without changing them: reshape, permute, expand, flip, pad, cat, split, roll, repeat, unfold."""
+"""Moving elements without changing them: reshape, permute, expand, flip, pad, roll, repeat, unfold."""
+
 import math
+import operator
 
 import numpy as np
 
 from ..engine import Op, apply, wrap
 from ..errors import OpError, OpIndexError, OpTypeError
-from .common import cast, dim_index, dim_tuple, is_tensor, sizes
+from .common import dim_index, dim_tuple, is_tensor, sizes
 
 
 class Reshape(Op):
@@ -55,7 +57,7 @@ class Expand(Op):
 class Flip(Op):
     def forward(ctx, x, dims):
         ctx.dims = dims
-        return ctx.xp.flip(x, dims)
+        return ctx.xp.flip(x, dims).copy()
 
     def backward(ctx, g):
         return g.flip(ctx.dims)
@@ -72,37 +74,6 @@ class Pad(Op):
         return g[ctx.window]
 
 
-class Cat(Op):
-    def forward(ctx, *arrays, dim):
-        ctx.dim, ctx.sizes = dim, [a.shape[dim] for a in arrays]
-        return ctx.xp.concatenate(arrays, axis=dim)
-
-    def backward(ctx, *gradients):
-        return tuple(gradients[0].split(ctx.sizes, ctx.dim))
-
-    def explain(ctx, arrays, options):
-        return f"all sizes must be equal except in dimension {options['dim']}"
-
-
-class Split(Op):
-    """Consecutive views along a dimension."""
-
-    view = True
-
-    def forward(ctx, x, lengths, dim):
-        ctx.dim = dim
-        out, start = [], 0
-        for length in lengths:
-            out.append(x[(slice(None),) * dim + (slice(start, start + length),)])
-            start += length
-        return tuple(out)
-
-    def backward(ctx, *gradients):
-        filled = [wrap(ctx.xp.zeros(shape, dtype), ctx.device) if g is None else g
-                  for g, (shape, dtype) in zip(gradients, ctx._outputs, strict=True)]
-        return filled[0]._cat(filled[1:], ctx.dim)
-
-
 class Unfold(Op):
     """Sliding windows over a dimension as a new last dimension (a view)."""
 
@@ -110,10 +81,12 @@ class Unfold(Op):
 
     def forward(ctx, x, dim, size, step):
         ctx.shape, ctx.dim, ctx.step = x.shape, dim, step
-        windows = np.lib.stride_tricks.sliding_window_view if ctx.xp is np else \
-            ctx.xp.lib.stride_tricks.sliding_window_view
+        windows = (
+            np.lib.stride_tricks.sliding_window_view if ctx.xp is np else ctx.xp.lib.stride_tricks.sliding_window_view
+        )
         return windows(x, size, axis=dim, **({"writeable": True} if ctx.xp is np else {}))[
-            (slice(None),) * dim + (slice(None, None, step),)]
+            (slice(None),) * dim + (slice(None, None, step),)
+        ]
 
     def backward(ctx, g):
         n = g.array.shape[ctx.dim]
@@ -127,9 +100,11 @@ class Unfold(Op):
 class MovementMethods:
     """PyTorch's shape methods."""
 
-    def reshape(self, *shape):
+    def reshape(self, *sizes_, shape=None):
         """The same elements in another shape; one size may be -1. A view where memory allows, else a copy."""
-        return apply(Reshape, self, shape=_infer(self.array, sizes(shape), "reshape"))
+        return apply(
+            Reshape, self, shape=_infer(self.array, sizes(sizes_) if shape is None else tuple(shape), "reshape")
+        )
 
     def view(self, *shape):
         """reshape that never copies: an error where the memory layout does not allow it."""
@@ -137,8 +112,10 @@ class MovementMethods:
             return self.to(shape[0])
         result = self.reshape(*shape)
         if self.array.size and not self.device.xp.may_share_memory(result.array, self.array):
-            raise OpError(f"view: {tuple(self.array.shape)} with strides {self.array.strides} has no view of shape "
-                          f"{sizes(shape)}; use reshape() or contiguous()")
+            raise OpError(
+                f"view: {tuple(self.array.shape)} with strides {self.array.strides} has no view of shape "
+                f"{sizes(shape)}; use reshape() or contiguous()"
+            )
         return result
 
     def view_as(self, other):
@@ -158,7 +135,7 @@ class MovementMethods:
         shape = self.array.shape
         if start == end:
             return self
-        return self.reshape(shape[:start] + (math.prod(shape[start:end + 1]),) + shape[end + 1:])
+        return self.reshape(shape[:start] + (math.prod(shape[start : end + 1]),) + shape[end + 1 :])
 
     def ravel(self):
         return self.reshape(-1)
@@ -172,13 +149,15 @@ class MovementMethods:
         known = math.prod(s for s in sizes if s != -1)
         new = tuple(shape[dim] // known if s == -1 and known else s for s in sizes)
         if math.prod(new) != shape[dim]:
-            raise OpError(f"unflatten: sizes {tuple(sizes)} do not multiply to {shape[dim]}, the size of dimension {dim}")
-        return self.reshape(shape[:dim] + new + shape[dim + 1:])
+            raise OpError(
+                f"unflatten: sizes {tuple(sizes)} do not multiply to {shape[dim]}, the size of dimension {dim}"
+            )
+        return self.reshape(shape[:dim] + new + shape[dim + 1 :])
 
-    def permute(self, *dims):
+    def permute(self, *order, dims=None):
         """Dimensions in another order (a view)."""
         ndim = self.array.ndim
-        dims = [dim_index(d, ndim) for d in sizes(dims)]
+        dims = [dim_index(d, ndim) for d in (sizes(order) if dims is None else dims)]
         if sorted(dims) != list(range(ndim)):
             raise OpError(f"permute: {tuple(self.array.shape)}: dims {dims} are not each of 0 ... {ndim - 1} once")
         return apply(Permute, self, dims=tuple(dims))
@@ -207,7 +186,9 @@ class MovementMethods:
         src = [dim_index(d, ndim) for d in (source if isinstance(source, tuple | list) else (source,))]
         dst = [dim_index(d, ndim) for d in (destination if isinstance(destination, tuple | list) else (destination,))]
         if len(src) != len(dst) or len(set(src)) != len(src) or len(set(dst)) != len(dst):
-            raise OpError(f"movedim: source {source} and destination {destination} must name as many distinct dimensions")
+            raise OpError(
+                f"movedim: source {source} and destination {destination} must name as many distinct dimensions"
+            )
         if ndim == 0:
             return self.permute(())
         order = [d for d in range(ndim) if d not in src]
@@ -220,8 +201,11 @@ class MovementMethods:
     def squeeze(self, dim=None):
         """Drop dimensions of size 1: all, or those named."""
         shape = self.array.shape
-        drop = set(range(len(shape))) if dim is None else \
-            {dim_index(d, len(shape)) for d in (dim if isinstance(dim, tuple | list) else (dim,))}
+        drop = (
+            set(range(len(shape)))
+            if dim is None
+            else {dim_index(d, len(shape)) for d in (dim if isinstance(dim, tuple | list) else (dim,))}
+        )
         return self.reshape(tuple(s for i, s in enumerate(shape) if s != 1 or i not in drop))
 
     def unsqueeze(self, dim):
@@ -230,9 +214,9 @@ class MovementMethods:
         shape = self.array.shape
         return self.reshape(shape[:dim] + (1,) + shape[dim:])
 
-    def expand(self, *shape):
+    def expand(self, *sizes_, size=None):
         """Repeat dimensions of size 1 without copying; -1 keeps a size (a read-only view)."""
-        shape = sizes(shape)
+        shape = sizes(sizes_) if size is None else tuple(size)
         own = self.array.shape
         if len(shape) < len(own):
             raise OpError(f"expand: {own} has more dimensions than the target {shape}")
@@ -244,23 +228,27 @@ class MovementMethods:
     def expand_as(self, other):
         return self.expand(other.array.shape)
 
-    def broadcast_to(self, *shape):
+    def broadcast_to(self, *sizes_, size=None):
         """expand under NumPy's name."""
-        return self.expand(*shape)
+        return self.expand(*sizes_, size=size)
 
-    def flip(self, *dims):
-        """Reverse the order along each of `dims` (a copy)."""
-        dims = sizes(dims)
+    def flip(self, *order, dims=None):
+        """Reverse the order along each of the given dims (a copy)."""
+        dims = sizes(order) if dims is None else sizes((dims,))
         return apply(Flip, self, dims=dim_tuple(dims, self.array.ndim) if dims else ())
 
     def narrow(self, dim, start, length):
         """`length` elements of `dim` from `start` (a view)."""
         dim = dim_index(dim, self.array.ndim)
-        start = int(start)
+        start = operator.index(start) if not is_tensor(start) or start.array.dtype != bool else None
+        if start is None:
+            raise OpTypeError("narrow: start must be an integer, not a bool")
         n = self.array.shape[dim] if self.array.ndim else 0
         begin = start + n if start < 0 else start
         if not self.array.ndim or not 0 <= begin <= n or length < 0 or begin + length > n:
-            raise OpIndexError(f"narrow: {tuple(self.array.shape)}: start {start}, length {length} leave dimension {dim}")
+            raise OpIndexError(
+                f"narrow: {tuple(self.array.shape)}: start {start}, length {length} leave dimension {dim}"
+            )
         return self[(slice(None),) * dim + (slice(begin, begin + length),)]
 
     def select(self, dim, index):
@@ -268,44 +256,6 @@ class MovementMethods:
         if not self.array.ndim:
             raise OpIndexError("select: a 0-d tensor has no dimension to select from")
         return self[(slice(None),) * dim_index(dim, self.array.ndim) + (int(index),)]
-
-    def split(self, split_size, dim=0):
-        """Views of `split_size` elements each (the last may be shorter), or of the sizes in a list."""
-        dim = dim_index(dim, self.array.ndim)
-        if not self.array.ndim:
-            raise OpIndexError("split: a 0-d tensor cannot be split")
-        n = self.array.shape[dim]
-        if isinstance(split_size, int):
-            if split_size < 0 or (split_size == 0 and n):
-                raise OpError(f"split: split_size must be positive, got {split_size}")
-            lengths = [min(split_size, n - i) for i in range(0, n, split_size)] if n else [0]
-        else:
-            lengths = [int(s) for s in split_size]
-            if sum(lengths) != n or min(lengths, default=0) < 0:
-                raise OpError(f"split: sizes {lengths} do not add up to {n}, the size of dimension {dim}")
-        return apply(Split, self, lengths=lengths, dim=dim)
-
-    def chunk(self, chunks, dim=0):
-        """At most `chunks` views of equal size (the last may be shorter)."""
-        if chunks <= 0:
-            raise OpError(f"chunk: chunks must be positive, got {chunks}")
-        dim = dim_index(dim, self.array.ndim)
-        if not self.array.ndim:
-            raise OpIndexError("chunk: a 0-d tensor cannot be chunked")
-        n = self.array.shape[dim]
-        return self.split(-(-n // chunks), dim) if n else self.split([0] * chunks, dim)
-
-    def unbind(self, dim=0):
-        """The slices along `dim` as a tuple of views."""
-        dim = dim_index(dim, self.array.ndim)
-        if not self.array.ndim:
-            raise OpIndexError("unbind: a 0-d tensor has no dimension to unbind")
-        if self.array.shape[dim] == 0:
-            return ()
-        return tuple(part.squeeze(dim) for part in self.split(1, dim))
-
-    def _cat(self, others, dim=0):
-        return concatenate([self, *others], dim)
 
     def roll(self, shifts, dims=None):
         """Elements shifted along `dims`, those pushed out come in at the other end; flattened where dims is None."""
@@ -318,26 +268,32 @@ class MovementMethods:
         x = self
         for shift, dim in pairs:
             dim = dim_index(dim, x.array.ndim)
-            n = x.array.shape[dim] if x.array.ndim else 0
+            if not x.array.ndim:
+                raise OpIndexError("roll: a 0-d tensor has no dimension to roll along")
+            n = x.array.shape[dim]
             if n and shift % n:
                 head, tail = x.split([n - shift % n, shift % n], dim)
                 x = tail._cat([head], dim)
         return x if x is not self else self.clone()
 
-    def repeat(self, *repeats):
+    def repeat(self, *counts, repeats=None):
         """The whole tensor repeated along each dimension; new leading dimensions may be given."""
-        repeats = sizes(repeats)
+        repeats = sizes(counts) if repeats is None else tuple(repeats)
         lead = len(repeats) - self.array.ndim
         if lead < 0 or min(repeats, default=0) < 0:
-            raise OpError(f"repeat: {repeats} must give a count (not negative) for each dimension of {tuple(self.array.shape)}")
+            raise OpError(
+                f"repeat: {repeats} must give a count (not negative) for each dimension of {tuple(self.array.shape)}"
+            )
         shape = (1,) * lead + self.array.shape
+        if all(r == 1 for r in repeats):
+            return self.clone().reshape(shape)
         x = self.reshape(tuple(v for s in shape for v in (1, s)))
         x = x.expand(tuple(v for r, s in zip(repeats, shape, strict=True) for v in (r, s)))
-        return x.reshape(tuple(r * s for r, s in zip(repeats, shape, strict=True)))
+        return x.reshape(tuple(r * s for r, s in zip(repeats, shape, strict=True))).contiguous()
 
-    def tile(self, *dims):
+    def tile(self, *counts, dims=None):
         """repeat, with leading ones added where too few counts are given."""
-        dims = sizes(dims)
+        dims = sizes(counts) if dims is None else tuple(dims)
         return self.repeat((1,) * (self.array.ndim - len(dims)) + dims)
 
     def repeat_interleave(self, repeats, dim=None, *, output_size=None):
@@ -352,7 +308,9 @@ class MovementMethods:
             raise OpError("repeat_interleave: repeats must be integers, not negative")
         if counts.ndim > 1 or (counts.size not in (1, n)):
             raise OpError(f"repeat_interleave: {counts.size} repeats for {n} elements of dimension {dim}")
-        counts = counts.reshape(-1) if counts.size != 1 else np.broadcast_to(self.device.to_numpy(counts).reshape(-1), (n,))
+        counts = (
+            counts.reshape(-1) if counts.size != 1 else np.broadcast_to(self.device.to_numpy(counts).reshape(-1), (n,))
+        )
         index = np.repeat(np.arange(n), self.device.to_numpy(counts))
         return x.index_select(dim, wrap(xp.asarray(index), self.device))
 
@@ -367,7 +325,7 @@ class MovementMethods:
             index = tuple(slice(None) for _ in range(dim)) + (slice(0, n + 1, step),)
             shape = list(x.array.shape)
             shape[dim] = n // step + 1
-            return x[index].narrow(dim, 0, 0).reshape(*shape[:dim], 0, *shape[dim + 1:]).new_empty(*shape, 0)
+            return x[index].narrow(dim, 0, 0).reshape(*shape[:dim], 0, *shape[dim + 1 :]).new_empty(*shape, 0)
         out = apply(Unfold, x, dim=dim, size=size, step=step)
         return out if self.array.ndim else out.reshape(size)
 
@@ -382,7 +340,9 @@ class MovementMethods:
         """See nn.functional.pad."""
         return pad_constant(self, pad, value)
 
-    T = property(lambda self: self.permute(tuple(reversed(range(self.array.ndim)))), doc="Dimensions reversed (a view).")
+    T = property(
+        lambda self: self.permute(tuple(reversed(range(self.array.ndim)))), doc="Dimensions reversed (a view)."
+    )
     mT = property(lambda self: self.transpose(-2, -1), doc="The last two dimensions swapped (a view).")
 
 
@@ -399,7 +359,9 @@ def _infer(array, shape, name):
 def pad_constant(x, pad, value=0.0):
     """Pad the last dimensions: pad = (before last, after last, before second last, ...); negative widths crop."""
     if len(pad) % 2 or len(pad) // 2 > x.array.ndim:
-        raise OpError(f"pad: {tuple(x.array.shape)}: pad {tuple(pad)} needs two widths for each of at most {x.array.ndim} dimensions")
+        raise OpError(
+            f"pad: {tuple(x.array.shape)}: pad {tuple(pad)} must hold two widths for each of the last dimensions"
+        )
     widths = [(0, 0)] * (x.array.ndim - len(pad) // 2)
     widths += [(pad[2 * i], pad[2 * i + 1]) for i in reversed(range(len(pad) // 2))]
     if any(b + s + a < 0 for (b, a), s in zip(widths, x.array.shape, strict=True)):
@@ -408,18 +370,3 @@ def pad_constant(x, pad, value=0.0):
     if any(b < 0 or a < 0 for b, a in widths):
         x = x[crop]
     return apply(Pad, x, widths=tuple((max(b, 0), max(a, 0)) for b, a in widths), value=value or 0)
-
-
-def concatenate(tensors, dim=0):
-    """Join along an existing dimension; see tg.cat."""
-    from .. import dtypes
-    tensors = list(tensors)
-    if not tensors:
-        raise OpError("cat: expected at least one tensor")
-    if not all(is_tensor(t) for t in tensors):
-        raise OpTypeError("cat: expected a list of Tensors")
-    tensors = [t for t in tensors if t.array.shape != (0,)] or tensors[:1]  # PyTorch lets empty 1-D tensors join anything
-    if any(t.array.ndim == 0 for t in tensors):
-        raise OpError("cat: 0-d tensors cannot be joined; use stack()")
-    dtype = dtypes.result_dtype([(t.array.dtype, 2) for t in tensors])
-    return apply(Cat, *(cast(t, dtype) for t in tensors), dim=dim_index(dim, tensors[0].array.ndim))

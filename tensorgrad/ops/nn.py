@@ -1,4 +1,5 @@
 """Operations of neural networks that run as one routine of `kernels/` each way."""
+
 import os
 
 import numpy as np
@@ -44,7 +45,7 @@ class Fused(Op):
 
     def _define_backward(ctx, saved, g):
         # a tensor may stand in several places: through aliases each place gets its own gradient
-        inputs = [None if t is None else apply(Alias, t) for t in saved[:len(ctx.parents)]]
+        inputs = [None if t is None else apply(Alias, t) for t in saved[: len(ctx.parents)]]
         out = ctx.define(*inputs)
         wanted = {t.node for t in inputs if t is not None and t.node is not None}
         found = run_backward([(out.node, g)], True, True, wanted, stop=True)
@@ -105,7 +106,7 @@ class Relu(Op):
         return y
 
     def backward(ctx, g):
-        y, = ctx.saved
+        (y,) = ctx.saved
         return g * wrap((y.array > 0).astype(g.array.dtype), ctx.device)
 
 
@@ -117,7 +118,7 @@ class Softmax(Op):
         return y
 
     def backward(ctx, g):
-        y, = ctx.saved
+        (y,) = ctx.saved
         if not modes.grad:
             return wrap(kernels.softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return y * (g - (g * y).sum(ctx.dim, keepdim=True))
@@ -131,7 +132,7 @@ class LogSoftmax(Op):
         return y
 
     def backward(ctx, g):
-        y, = ctx.saved
+        (y,) = ctx.saved
         if not modes.grad:
             return wrap(kernels.log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return g - y.exp() * g.sum(ctx.dim, keepdim=True)
@@ -153,7 +154,7 @@ class LayerNorm(Fused):
     def gradient(ctx, saved, g):
         x, *affine, mean, rstd = saved
         grads = kernels.layer_norm_backward(ctx.xp, x, affine[0] if affine else None, mean, rstd, g, bool(affine))
-        return grads[:1 + len(affine)]
+        return grads[: 1 + len(affine)]
 
 
 class RMSNorm(Fused):
@@ -173,55 +174,53 @@ class RMSNorm(Fused):
     def gradient(ctx, saved, g):
         x, *affine, rstd = saved
         grads = kernels.rms_norm_backward(ctx.xp, x, affine[0] if affine else None, rstd, g, bool(affine))
-        return grads[:1 + len(affine)]
+        return grads[: 1 + len(affine)]
 
 
 class CrossEntropy(Fused):
     """Loss per row of logits (n, classes) for target (n)."""
 
     def forward(ctx, logits, target, ignore_index):
-        ctx.ignore_index, ctx.target = ignore_index, target
+        ctx.ignore_index = ignore_index
         if isinstance(target, np.ndarray) and target.size:
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
             if wrong.size:
                 raise IndexError(f"target {int(wrong[0])} is out of range for {logits.shape[1]} classes")
         loss, lse, counted = kernels.cross_entropy(ctx.xp, logits, target, ignore_index)
-        ctx.save(logits, lse, counted)
+        ctx.save(logits, target, lse, counted)
         return loss
 
-    def define(ctx, logits):
-        return composed.cross_entropy(logits, wrap(ctx.target, ctx.device), ctx.ignore_index)
+    def define(ctx, logits, target):
+        return composed.cross_entropy(logits, target, ctx.ignore_index)
 
     def gradient(ctx, saved, g):
-        logits, lse, counted = saved
-        return [kernels.cross_entropy_backward(ctx.xp, logits, ctx.target, lse, counted, g)]
+        return [kernels.cross_entropy_backward(ctx.xp, *saved, g), None]
 
 
 class Embedding(Fused):
     """Rows of weight by ids; the gradient of row `padding` stays zero."""
 
     def forward(ctx, weight, ids, padding):
-        ctx.ids, ctx.padding, ctx.rows = ids, padding, weight.shape[0]
+        ctx.padding, ctx.rows = padding, weight.shape[0]
+        ctx.save(ids)
         if isinstance(ids, np.ndarray) and ids.size:  # on a GPU the check would wait for the device
             low, high = int(ids.min()), int(ids.max())
             if low < 0 or high >= len(weight):
                 raise IndexError(f"id {low if low < 0 else high} is out of range for a table of {len(weight)} rows")
         return ctx.xp.take(weight, ids, axis=0)
 
-    def gradient_of(ctx, g):
-        grad = kernels.embedding_backward(ctx.device, ctx.ids.reshape(-1), g.reshape(-1, g.shape[-1]), ctx.rows)
+    def backward(ctx, g):
+        (ids,) = ctx.saved
+        width = g.shape[-1]
+        if modes.grad:
+            rows = g.reshape(-1, width)
+            if ctx.padding is not None:
+                rows = rows.masked_fill(ids.reshape(-1, 1) == ctx.padding, 0.0)
+            return g.new_zeros(ctx.rows, width).index_add(0, ids.reshape(-1), rows), None
+        grad = kernels.embedding_backward(ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows)
         if ctx.padding is not None:
             grad[ctx.padding] = 0
-        return grad
-
-    def backward(ctx, g):
-        if not modes.grad:
-            return wrap(ctx.gradient_of(g.array), ctx.device)
-        zero = g.new_zeros(ctx.rows, g.shape[-1])
-        rows = g.reshape(-1, g.shape[-1])
-        if ctx.padding is not None:
-            rows = rows.masked_fill(wrap(ctx.ids.reshape(-1, 1) == ctx.padding, ctx.device), 0.0)
-        return zero.index_add(0, wrap(ctx.ids.reshape(-1), ctx.device), rows)
+        return wrap(grad, ctx.device), None
 
 
 class Dropout(Op):
@@ -243,11 +242,11 @@ class Dropout(Op):
 class Attention(Fused):
     """softmax(scale q k^T + mask) v for q (..., T, d), k (..., S, d), v (..., S, e) with equal leading sizes."""
 
-    def forward(ctx, q, k, v, mask, causal, scale, p, identity):
-        ctx.mask, ctx.causal, ctx.scale, ctx.p, ctx.identity = mask, causal, scale, p, identity
+    def forward(ctx, q, k, v, *mask, causal, scale, p, identity):
+        ctx.causal, ctx.scale, ctx.p, ctx.identity = causal, scale, p, identity
         ctx.scores_shape = (*q.shape[:-1], k.shape[-2])
-        out, probabilities = kernels.attention(ctx.xp, q, k, v, mask, causal, scale, ctx.keep())
-        ctx.save(q, k, v, probabilities)
+        out, probabilities = kernels.attention(ctx.xp, q, k, v, mask[0] if mask else None, causal, scale, ctx.keep())
+        ctx.save(q, k, v, *mask, probabilities)
         return out
 
     def keep(ctx):
@@ -257,12 +256,14 @@ class Attention(Fused):
         mask, scale = kernels.dropout_mask(ctx.device, ctx.scores_shape, ctx.p, ctx.identity)
         return mask * np.float32(scale)
 
-    def define(ctx, q, k, v):
-        mask, keep = (None if a is None else wrap(a, ctx.device) for a in (ctx.mask, ctx.keep()))
-        return composed.attention(q, k, v, mask, ctx.causal, ctx.scale, None if keep is None else keep.to(q.dtype))
+    def define(ctx, q, k, v, mask=None):
+        keep = ctx.keep()
+        keep = None if keep is None else wrap(keep, ctx.device).to(q.dtype)
+        return composed.attention(q, k, v, mask, ctx.causal, ctx.scale, keep)
 
     def gradient(ctx, saved, g):
-        return kernels.attention_backward(ctx.xp, *saved, ctx.keep(), ctx.scale, g)
+        q, k, v, *mask, p = saved
+        return *kernels.attention_backward(ctx.xp, q, k, v, p, ctx.keep(), ctx.scale, g), *(None for _ in mask)
 
 
 class ActivationMethods:
@@ -303,5 +304,3 @@ def check_ids(name, ids):
 def check_probability(name, p):
     if not 0 <= p <= 1:
         raise OpError(f"{name}: the probability must lie between 0 and 1, got {p}")
-
-

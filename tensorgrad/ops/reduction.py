@@ -1,4 +1,5 @@
 """Reductions and scans: sum, mean, var, max, norm, cumsum ... over one, several or all dimensions."""
+
 import math
 
 import numpy as np
@@ -63,15 +64,15 @@ class Prod(Op):
         return x.prod(axis=dim, keepdims=keepdim, dtype=x.dtype)
 
     def backward(ctx, g):
-        x, = ctx.saved
+        (x,) = ctx.saved
         if x.array.ndim == 0:
             return g
         g = g if ctx.keepdim else g.unsqueeze(ctx.dim)
         # product of all the others = product of those before times product of those after, no division by zero
-        one = x.narrow(ctx.dim, 0, 1).ones_like() if x.array.shape[ctx.dim] else x
         n = x.array.shape[ctx.dim]
         if n == 0:
             return g * x
+        one = wrap(ctx.xp.ones_like(x.array[(slice(None),) * ctx.dim + (slice(0, 1),)]), ctx.device)
         before = one._cat([x.narrow(ctx.dim, 0, n - 1)], ctx.dim).cumprod(ctx.dim)
         after = one._cat([x.flip(ctx.dim).narrow(ctx.dim, 0, n - 1)], ctx.dim).cumprod(ctx.dim).flip(ctx.dim)
         return g * before * after
@@ -146,7 +147,9 @@ class ReductionMethods:
         dims, n, divisor = moments(self, dim, correction)
         centred = self - self.mean(dims, keepdim=True) if dims else self - self
         total = (centred * centred).sum(dims, keepdim=keepdim) if dims else centred * centred
-        return total * (1 / divisor) if divisor > 0 else total * (math.nan if n <= correction == n or not n else math.inf)
+        return (
+            total * (1 / divisor) if divisor > 0 else total * (math.nan if n <= correction == n or not n else math.inf)
+        )
 
     def std(self, dim=None, unbiased=None, keepdim=False, *, correction=None):
         """Square root of the variance."""
@@ -247,7 +250,7 @@ class ReductionMethods:
         if p == math.inf or p == -math.inf:
             return x.abs().amax(dims, keepdim) if p > 0 else x.abs().amin(dims, keepdim)
         if p == 0:
-            return (x != 0).to(x.array.dtype).sum(dims, keepdim)
+            return x.sign().square().sum(dims, keepdim)
         if p == 1:
             return x.abs().sum(dims, keepdim)
         total = (x * x if p == 2 else x.abs() ** p).sum(dims, keepdim)

@@ -1,4 +1,5 @@
 """Named results of operations that return values and indices."""
+
 from typing import NamedTuple
 
 

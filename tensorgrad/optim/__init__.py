@@ -1,4 +1,5 @@
 """Optimizers and learning-rate schedules, with PyTorch's names and formulas."""
+
 from .adam import Adam, AdamW
 from .muon import Muon
 from .optimizer import Optimizer

@@ -1,4 +1,5 @@
 """Adam and AdamW."""
+
 import math
 
 from .optimizer import Optimizer
@@ -42,8 +43,19 @@ class Adam(Optimizer):
             xp.multiply(p, group["weight_decay"], out=decayed)
             decayed += grad
             grad = decayed
-        adamw_update(xp, p, grad, exp_avg, exp_avg_sq, scratch, lr=group["lr"], betas=group["betas"], eps=group["eps"],
-                     weight_decay=0.0, step=step)
+        adamw_update(
+            xp,
+            p,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            scratch,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=0.0,
+            step=step,
+        )
 
 
 class AdamW(Adam):
@@ -54,5 +66,16 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
     def _update(self, group, step, xp, p, grad, exp_avg, exp_avg_sq, scratch, _):
-        adamw_update(xp, p, grad, exp_avg, exp_avg_sq, scratch, lr=group["lr"], betas=group["betas"], eps=group["eps"],
-                     weight_decay=group["weight_decay"], step=step)
+        adamw_update(
+            xp,
+            p,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            scratch,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            step=step,
+        )

@@ -7,6 +7,7 @@
 One update, one norm, one all-reduce per step then go over contiguous memory, in blocks that stay in the cache, without
 allocating. Padding keeps every parameter on a 64-byte boundary relative to the start; it is zero and stays zero.
 """
+
 from sys import getrefcount
 
 from ..engine import wrap
@@ -64,20 +65,26 @@ class FlatBuffer:
 
     def _adopt_grad(self, i):
         """Bring the gradient of parameter i into `grad`, where the engine may have put it already."""
-        p, view = self.params[i], self._grad_views[i]
-        if p.grad is not None and p.grad.array is view:
-            p._grad_buffer = None  # in use
-        else:
-            if p.grad is not None:
-                view[...] = p.grad.array
-            self.lend(i)
-
-    def lend(self, i):
-        """Let the engine accumulate the next gradient of parameter i in place, unless somebody still holds the last
-        one, which must not change under his hands."""
         p = self.params[i]
         p._grad_buffer = None
-        if getrefcount(self._grad_views[i]) == _UNSHARED:
+        if p.grad is not None:
+            if p.grad.array is self._grad_views[i]:
+                return
+            if self._is_held(i):
+                self.grad = self.grad.copy()  # the holder keeps the old memory
+                self._grad_views = self._views(self.grad)
+            self._grad_views[i][...] = p.grad.array
+        self.lend(i)
+
+    def _is_held(self, i):
+        """Does anybody still hold an earlier gradient of parameter i? It must not change under his hands."""
+        return getrefcount(self._grad_views[i]) != _UNSHARED
+
+    def lend(self, i):
+        """Let the engine accumulate the next gradient of parameter i in place, where that is possible."""
+        p = self.params[i]
+        p._grad_buffer = None
+        if self.fits(i) and not self._is_held(i):
             p._grad_buffer = self._grad_views[i]
 
     def gather(self):
@@ -105,7 +112,7 @@ class FlatBuffer:
         for low in range(self.spans[first][0], stop, self.block):
             high = min(low + self.block, stop)
             arrays = (self.data, self.grad, *self.state.values())
-            yield *(array[low:high] for array in arrays), *self.scratch[:, :high - low]
+            yield *(array[low:high] for array in arrays), *self.scratch[:, : high - low]
 
 
 class FlatGroup:
@@ -121,8 +128,9 @@ class FlatGroup:
         unless `required`."""
         wanted = [p for p in params if p.requires_grad or p.grad is not None or p in self.slots or p in required]
         if len(wanted) == len(self.slots) and all(
-                list(buffer.state) == list(state_names) and all(map(buffer.fits, range(len(buffer.params))))
-                for buffer in self.buffers):
+            list(buffer.state) == list(state_names) and all(map(buffer.fits, range(len(buffer.params))))
+            for buffer in self.buffers
+        ):
             return
         kinds, old = {}, self.slots
         for p in wanted:

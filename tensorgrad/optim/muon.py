@@ -3,6 +3,7 @@
 Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks" (kellerjordan.github.io/posts/muon);
 Liu et al. 2025, "Muon is scalable for LLM training" (arXiv 2502.16982) for the scale that shares AdamW's learning rate.
 """
+
 import math
 
 from .adam import adamw_update
@@ -16,7 +17,7 @@ def newton_schulz(xp, matrix, coefficients=NS_COEFFICIENTS, steps=5, eps=1e-7):
 
         A = X X^T,   X <- a X + (b A + c A A) X,
 
-    a quintic applied to the singular values, which takes those in (0, 1] to about 0.7 ... 1.2."""
+    a quintic applied to the singular values, which takes all but tiny ones to about 0.7 ... 1.2."""
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix  # the Gram matrix of the shorter side is the smaller one
@@ -43,13 +44,36 @@ class Muon(Optimizer):
     `Muon([{"params": matrices}, {"params": others, "use_muon": False, "lr": 3e-4}])`; their options are lr,
     weight_decay, betas (0.9, 0.95) and adamw_eps (1e-8)."""
 
-    def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True,
-                 ns_coefficients=NS_COEFFICIENTS, eps=1e-7, ns_steps=5, adjust_lr_fn=None, betas=(0.9, 0.95),
-                 adamw_eps=1e-8):
-        super().__init__(params, {
-            "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
-            "betas": betas, "adamw_eps": adamw_eps, "use_muon": True})
+    def __init__(
+        self,
+        params,
+        lr=1e-3,
+        weight_decay=0.1,
+        momentum=0.95,
+        nesterov=True,
+        ns_coefficients=NS_COEFFICIENTS,
+        eps=1e-7,
+        ns_steps=5,
+        adjust_lr_fn=None,
+        betas=(0.9, 0.95),
+        adamw_eps=1e-8,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "ns_coefficients": ns_coefficients,
+                "eps": eps,
+                "ns_steps": ns_steps,
+                "adjust_lr_fn": adjust_lr_fn,
+                "betas": betas,
+                "adamw_eps": adamw_eps,
+                "use_muon": True,
+            },
+        )
 
     def _check(self, group):
         super()._check(group)
@@ -57,8 +81,9 @@ class Muon(Optimizer):
             raise ValueError(f"Muon: adjust_lr_fn is 'original' or 'match_rms_adamw', not {group['adjust_lr_fn']!r}")
         for p in group["params"] if group["use_muon"] else ():
             if p.ndim != 2:
-                raise ValueError(f"Muon takes matrices; give the parameter of shape {tuple(p.shape)} to a group with "
-                                 "use_muon=False")
+                raise ValueError(
+                    f"Muon takes matrices; give the parameter of shape {tuple(p.shape)} to a group with use_muon=False"
+                )
 
     def _state_names(self, group):
         return ("momentum_buffer",) if group["use_muon"] else ("exp_avg", "exp_avg_sq")
@@ -70,8 +95,19 @@ class Muon(Optimizer):
             self._update_matrix(group, buffer, i)
 
     def _update(self, group, step, xp, p, grad, exp_avg, exp_avg_sq, scratch, _):
-        adamw_update(xp, p, grad, exp_avg, exp_avg_sq, scratch, lr=group["lr"], betas=group["betas"],
-                     eps=group["adamw_eps"], weight_decay=group["weight_decay"], step=step)
+        adamw_update(
+            xp,
+            p,
+            grad,
+            exp_avg,
+            exp_avg_sq,
+            scratch,
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["adamw_eps"],
+            weight_decay=group["weight_decay"],
+            step=step,
+        )
 
     def _update_matrix(self, group, buffer, i):
         lr, momentum, xp = group["lr"], group["momentum"], buffer.device.xp
@@ -82,8 +118,9 @@ class Muon(Optimizer):
             average += delta
         average, grad = buffer.state["momentum_buffer"][start:stop], buffer.grad[start:stop]
         direction = grad + momentum * (average - grad) if group["nesterov"] else average
-        update = newton_schulz(xp, direction.reshape(p.shape), group["ns_coefficients"], group["ns_steps"],
-                               group["eps"])
+        update = newton_schulz(
+            xp, direction.reshape(p.shape), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
         rows, columns = p.shape
         if group["adjust_lr_fn"] == "match_rms_adamw":
             scale = 0.2 * math.sqrt(max(rows, columns))

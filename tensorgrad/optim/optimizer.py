@@ -1,4 +1,5 @@
 """Optimizer: parameter groups, flat storage, state_dict in PyTorch's layout."""
+
 import numpy as np
 
 from ..creation import as_tensor
@@ -54,8 +55,10 @@ class Optimizer:
             if not isinstance(p, Tensor):
                 raise TypeError(f"an optimizer takes Tensors, not {type(p).__name__}")
             if not p.is_leaf:
-                raise ValueError(f"an optimizer cannot train the result of an operation (shape {tuple(p.shape)}); "
-                                 "give it leaves, such as Parameters")
+                raise ValueError(
+                    f"an optimizer cannot train the result of an operation (shape {tuple(p.shape)}); "
+                    "give it leaves, such as Parameters"
+                )
         together = [p for other in self.param_groups for p in other["params"]] + params
         if len(set(together)) < len(together):
             raise ValueError("the optimizer got a parameter twice; Module.parameters() yields each once")
@@ -101,8 +104,12 @@ class Optimizer:
     def state(self):
         """parameter -> {"step": number of updates, state name: Tensor} for all parameters updated so far. The Tensors
         are views of the state in use."""
-        return {p: {"step": buffer.steps[i], **buffer.state_of(i)}
-                for flat in self._flat for p, (buffer, i) in flat.slots.items() if buffer.steps[i] and buffer.state}
+        return {
+            p: {"step": buffer.steps[i], **buffer.state_of(i)}
+            for flat in self._flat
+            for p, (buffer, i) in flat.slots.items()
+            if buffer.steps[i] and buffer.state
+        }
 
     def state_dict(self):
         """{"state": {number of the parameter: {"step": 0-d Tensor, name: Tensor}}, "param_groups": [{option: value,
@@ -137,8 +144,10 @@ class Optimizer:
                     if entry.get(name) is None:
                         problems.append(f"{name} of parameter {number} is missing")
                     elif tuple(entry[name].shape) != tuple(p.shape):
-                        problems.append(f"{name} of parameter {number} has shape {tuple(entry[name].shape)}, "
-                                        f"the parameter {tuple(p.shape)}")
+                        problems.append(
+                            f"{name} of parameter {number} has shape {tuple(entry[name].shape)}, "
+                            f"the parameter {tuple(p.shape)}"
+                        )
         if problems:
             raise ValueError("optimizer state does not fit; nothing was loaded: " + "; ".join(problems))
         for mine, group, flat, given in zip(self.param_groups, groups, self._flat, entries, strict=True):

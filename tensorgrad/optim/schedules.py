@@ -7,6 +7,7 @@ those that fall reach `min_lr` at iteration `decay_iters` and stay there. Set an
     for group in optimizer.param_groups:
         group["lr"] = schedule(it)
 """
+
 import math
 from functools import partial
 from inspect import signature
@@ -55,7 +56,12 @@ def get_schedule(name, *, learning_rate, min_lr=0.0, warmup_iters=0, decay_iters
     those that it knows."""
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known are {', '.join(SCHEDULES)}")
-    options = {"learning_rate": learning_rate, "min_lr": min_lr, "warmup_iters": warmup_iters,
-               "decay_iters": decay_iters, "decay_fraction": decay_fraction}
+    options = {
+        "learning_rate": learning_rate,
+        "min_lr": min_lr,
+        "warmup_iters": warmup_iters,
+        "decay_iters": decay_iters,
+        "decay_fraction": decay_fraction,
+    }
     known = signature(SCHEDULES[name]).parameters
     return partial(SCHEDULES[name], **{key: value for key, value in options.items() if key in known})

@@ -1,4 +1,5 @@
 """Stochastic gradient descent."""
+
 from .optimizer import Optimizer
 
 
@@ -7,8 +8,16 @@ class SGD(Optimizer):
     is added to the gradient as weight_decay * p. The first b is g, undampened, as in PyTorch."""
 
     def __init__(self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "dampening": dampening,
-                                  "weight_decay": weight_decay, "nesterov": nesterov})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "dampening": dampening,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+            },
+        )
 
     def _check(self, group):
         super()._check(group)
@@ -26,7 +35,7 @@ class SGD(Optimizer):
             xp.multiply(p, group["weight_decay"], out=scratch)
             delta += scratch
         if momentum:
-            buffer, = state
+            (buffer,) = state
             if step == 1:
                 buffer[...] = delta
             else:

@@ -1,4 +1,5 @@
 """Helpers for training: activation checkpointing."""
+
 from .checkpoint import checkpoint
 
 __all__ = ["checkpoint"]

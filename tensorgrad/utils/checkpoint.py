@@ -1,4 +1,5 @@
 """Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): time for memory."""
+
 from .. import engine
 from ..engine import Leaf, Op, apply, modes, run_backward
 from ..modes import enable_grad
@@ -24,8 +25,14 @@ def checkpoint(fn, *args):
     parameters = [p for p in _leaves([o.node for o in outputs], inputs) if p is not None]
     arrays = [o.array for o in outputs]
     del result, outputs, aliases  # the graph of this first run ends here
-    out = apply(_Checkpoint, *tensors, *parameters, run=(fn, _put(args, places, [None] * len(places)), places), state=state,
-                arrays=arrays)
+    out = apply(
+        _Checkpoint,
+        *tensors,
+        *parameters,
+        run=(fn, _put(args, places, [None] * len(places)), places),
+        state=state,
+        arrays=arrays,
+    )
     return out if len(arrays) > 1 else out[0]
 
 
@@ -62,7 +69,7 @@ class _Checkpoint(Op):
         fn, rest, places = ctx.run
         saved = ctx.saved
         with enable_grad():
-            aliases = [apply(Alias, t) for t in saved[:len(places)]]
+            aliases = [apply(Alias, t) for t in saved[: len(places)]]
             now = get_rng_state(ctx.device)
             set_rng_state(ctx.state, ctx.device)
             try:
@@ -71,9 +78,11 @@ class _Checkpoint(Op):
                 set_rng_state(now, ctx.device)
         outputs = result if isinstance(result, tuple) else (result,)
         if [(o.shape, o.dtype) for o in outputs] != ctx._outputs:
-            raise RuntimeError("checkpoint: the function gave other shapes or dtypes when it ran again: it must depend "
-                               "on its arguments and parameters alone")
-        nodes = [a.node for a in aliases] + list(ctx.parents[len(places):])
+            raise RuntimeError(
+                "checkpoint: the function gave other shapes or dtypes when it ran again: it must depend "
+                "on its arguments and parameters alone"
+            )
+        nodes = [a.node for a in aliases] + list(ctx.parents[len(places) :])
         roots = [(o.node, g) for o, g in zip(outputs, gradients, strict=True) if o.node is not None and g is not None]
         found = run_backward(roots, modes.grad, modes.grad, {n for n in nodes if n is not None}, stop=True)
         return tuple(found.get(n) for n in nodes)
