@@ -19,7 +19,9 @@ from itertools import count
 from weakref import ref
 
 from . import errors
+from .kernels import routines
 
+LARGE = 1 << 16  # elements from which a sum is worth several threads
 _next_seq = count(1).__next__
 
 
@@ -117,6 +119,7 @@ class Leaf:
         elif buffer is not None:
             buffer[...] = gradient.array
             tensor.grad = wrap(buffer, tensor.device)
+            tensor._grad_buffer = None  # lent once, until the optimizer lends again
         else:
             tensor.grad = wrap(gradient.array if owned else gradient.array.copy(), tensor.device)
 
@@ -275,9 +278,8 @@ def apply(op, *inputs, **options):
             device, arrays = errors.unify_devices(op, inputs)
             ctx.xp, ctx.device = device.xp, device
             break
-        view = tensor._view
-        if view is not None and view[0]._version[1] != view[1]:
-            parents[i] = tensor._refresh_view()
+        if tensor._view is not None:
+            parents[i] = tensor._current_node()
     if modes.grad:
         for parent in parents:
             if parent is not None:
@@ -400,10 +402,12 @@ def _add(pending, heap, node, gradient, fresh, create_graph):
         heappush(heap, (-node.seq, node))
     elif create_graph:
         pending[node] = (entry[0] + gradient, False)
-    elif entry[1]:
-        entry[0].array += gradient.array
     else:
-        pending[node] = (wrap(entry[0].array + gradient.array, gradient.device), True)
+        old, device = entry[0].array, gradient.device
+        plus = routines(device).add if old.size >= LARGE else device.xp.add
+        total = plus(old, gradient.array, old if entry[1] else None)
+        if not entry[1]:
+            pending[node] = (wrap(total, device), True)
 
 
 def _leading_to(roots, targets, stop):

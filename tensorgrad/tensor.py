@@ -156,6 +156,7 @@ class Tensor(
     @data.setter
     def data(self, value):
         self.array, self.device = value.array, value.device
+        self._grad_buffer = None
 
     def register_hook(self, hook):
         """Call hook(gradient) when this tensor's gradient is ready; a returned tensor replaces it. Returns a handle

@@ -22,7 +22,7 @@ def act(name, *samples, edges=ACTIVATION_EDGES):
 EDGES_FINITE = ACTIVATION_EDGES[:-2]
 
 ACTIVATIONS = [
-    act("relu", (lambda f, x: f.relu(x.clone(), inplace=True), real(2, 3))), act("relu6"),
+    act("relu"), act("relu6"),
     act("silu", edges=EDGES_FINITE), act("logsigmoid", edges=EDGES_FINITE),
     act("tanhshrink", edges=EDGES_FINITE),
     act("sigmoid"), act("tanh"),
@@ -41,6 +41,13 @@ ACTIVATIONS = [
        (lambda f, x: f.softmax(x, 0), real()), (lambda f, x: f.softmax(x, 1), real(0, 3))),
     nn("log_softmax", (lambda f, x: f.log_softmax(x, dim=-1), real(2, 3)),
        (lambda f, x: f.log_softmax(x, dim=0), real(3, 2)), (lambda f, x: f.log_softmax(x, 1), real(0, 3))),
+]
+
+INPLACE = [
+    nn(f"{name}:inplace", (lambda f, x, n=name: getattr(f, n)(x * 1, inplace=True), real(2, 3)),
+       (lambda f, x, n=name: getattr(f, n)((x * 1)[0], inplace=True), real(2, 3)),
+       (lambda f, x, n=name: getattr(f, n)(x * 1, inplace=True), real(0)))
+    for name in ("relu", "relu6", "leaky_relu", "elu", "silu", "hardtanh")
 ]
 
 LAYERS = [
@@ -170,4 +177,4 @@ LOSSES = [
        (lambda f, x, y: f.cross_entropy(x, y), values([[1000.0, 0.0, -1000.0]]), values([1]))),
 ]
 
-NN_CASES = ACTIVATIONS + LAYERS + LOSSES
+NN_CASES = ACTIVATIONS + INPLACE + LAYERS + LOSSES

@@ -1,1 +1,42 @@
-"""Fused routines on raw arrays of NumPy or CuPy (`xp`), each the readable reference of its operation in `ops/nn.py`."""
+"""Fused routines on raw arrays, at several levels with the same names and arguments:
+
+    reference           whole-array NumPy or CuPy, the readable one; every device has it
+    threaded            NumPy on a CPU, in cache-sized blocks over the pool
+    compiled            Numba on a CPU (extra `fast`), one pass each; compiled_attention beside it
+
+TENSORGRAD_LEVEL chooses: composed (no fused routine at all: ops/composed.py), reference, numpy (threaded), numba
+(compiled), or fast, the best that is installed (default). Each level takes what it does not do from the one before.
+"""
+
+import os
+
+from . import reference
+
+LEVELS = ("composed", "reference", "numpy", "numba", "fast")
+LEVEL = os.environ.get("TENSORGRAD_LEVEL", "fast")
+if LEVEL not in LEVELS:
+    raise ValueError(f"TENSORGRAD_LEVEL must be one of {', '.join(LEVELS)}, not {LEVEL!r}")
+
+_routines = None
+
+
+def routines(device):
+    """The module of routines for arrays on `device`; loaded when the first one is asked for."""
+    if device.type != "cpu" or LEVEL in ("composed", "reference"):
+        return reference
+    return _routines or _load()
+
+
+def _load():
+    global _routines
+    from . import threaded
+
+    _routines = threaded
+    if LEVEL != "numpy":
+        try:
+            from . import compiled_all as _routines
+        except ImportError as error:
+            if LEVEL == "numba":
+                raise ImportError(f"TENSORGRAD_LEVEL=numba needs the extra fast: pip install numba ({error})") from None
+            _routines = threaded
+    return _routines

@@ -5,6 +5,7 @@ Conventions: rows are flattened, x is (n, width); `g` is the gradient of the out
 """
 
 import math
+import threading
 
 import numpy as np
 
@@ -36,6 +37,25 @@ def linear(xp, x, weight, bias):
     if bias is not None:
         y += bias
     return y
+
+
+def linear_backward(xp, x, weight, g, needs):
+    """Gradients (dx, dweight, dbias) of linear; None where `needs` (a flag per input) does not ask."""
+    return (
+        g @ weight if needs[0] else None,
+        g.T @ x if needs[1] else None,
+        column_sum(xp, g) if len(needs) > 2 and needs[2] else None,
+    )
+
+
+def column_sum(xp, g):
+    """The sum over the rows of g (n, width), as a product with ones: BLAS adds faster and more evenly than sum()."""
+    return xp.ones(len(g), g.dtype) @ g
+
+
+def matmul(xp, a, b):
+    """a (..., n, k) @ b (..., k, m), leading sizes broadcast."""
+    return a @ b
 
 
 # ---- GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415) --------------------------------------------------------------
@@ -96,11 +116,12 @@ def silu(xp, x):
 
 
 def silu_backward(xp, x, g):
-    def block(x, g):
-        s = sigmoid(xp, x)
-        return g * s * (1 + x * (1 - s))
+    return blockwise(lambda x, g: _silu_backward(xp, x, g), xp.empty(x.shape, x.dtype), x, g)
 
-    return blockwise(block, xp.empty(x.shape, x.dtype), x, g)
+
+def _silu_backward(xp, x, g):
+    s = sigmoid(xp, x)
+    return g * s * (1 + x * (1 - s))
 
 
 # ---- softmax ---------------------------------------------------------------------------------------------------------
@@ -224,52 +245,84 @@ def embedding_backward(device, ids, g, rows):
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
-def dropout_mask(device, shape, p, identity):
-    """What is kept (bool) and the factor 1 / (1 - p); the same for the same stream `identity`. Random bits are dear, so
-    p counts in steps of 2^-16, for small p of 2^-32."""
-    from ..random import stream
+def dropout_key(p, identity):
+    """(multiplier, offset, threshold), uint32, of the stream `identity` = (seed, number) for probability p."""
+    seed, number = identity
+    z = (seed * 0x9E3779B97F4A7C15 + number * 0xD1B54A32D192ED03) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the mixer of SplitMix64
+        z = (z ^ (z >> shift)) * factor % 2**64
+    z ^= z >> 31
+    return np.uint32((z | 1) % 2**32), np.uint32(z >> 32), np.uint32(min(round(p * 2**32), 2**32 - 1))
 
-    size = math.prod(shape)
-    draw = np.uint16 if p > 1 / 64 else np.uint32
-    each = 8 // draw().itemsize
-    bits = stream(identity).bit_generator.random_raw(-(-size // each)).view(draw)[:size]
-    threshold = draw(min(round(p * (np.iinfo(draw).max + 1)), np.iinfo(draw).max))
-    return device.asarray((bits >= threshold).reshape(shape)), 1 / (1 - p)
+
+def dropout_mask(xp, shape, p, identity, start=0):
+    """What is kept (bool): element i, counted in C order from `start`, is kept where hash(i) >= p * 2^32. The hash is
+    an integer mixer (Wellons' lowbias32) behind a multiplier and an offset of the stream's own, so that any element
+    can be drawn at any time, on any device, in any order: nothing is stored for backward."""
+    multiplier, offset, threshold = dropout_key(p, identity)
+    h = xp.arange(start, start + math.prod(shape), dtype=xp.uint32)
+    h *= multiplier
+    h += offset
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        h ^= h >> np.uint32(shift)
+        h *= np.uint32(factor)
+    h ^= h >> np.uint32(16)
+    return (h >= threshold).reshape(shape)
+
+
+def dropout(device, x, p, identity):
+    """x / (1 - p) where kept, else 0."""
+    y = x * dropout_mask(device.xp, x.shape, p, identity)
+    y *= x.dtype.type(1 / (1 - p))
+    return y
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def attention(xp, q, k, v, mask, causal, scale, keep):
-    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv:1706.03762) for q (..., T, d), k (..., S, d),
-    v (..., S, e); also the probabilities (..., T, S). `keep` multiplies them (dropout) or is None.
-    A row that is masked altogether gives zeros."""
-    scores = (q * scale) @ k.swapaxes(-1, -2)
+def attention(device, q, k, v, mask, causal, scale, p, identity):
+    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv:1706.03762) for q (B, H, T, d), k (B, G, S, d) and
+    v (B, G, S, e), H a multiple of G; and what backward needs, a tuple. `identity`: the stream that drops probabilities
+    with probability p, or None. A row that is masked altogether gives zeros."""
+    xp = device.xp
+    q, k, v = _grouped(q, k, v)
+    scores = (q * scale) @ k.swapaxes(-1, -2)  # (B, G, H/G, T, S)
     if causal:
         scores += causal_bias(xp, *scores.shape[-2:], scores.dtype)
     if mask is not None:
-        if mask.dtype == bool:
-            scores = xp.where(mask, scores, -xp.inf).astype(scores.dtype, copy=False)
-        else:
-            scores = scores + mask
+        mask = mask.reshape(scores.shape)
+        scores = xp.where(mask, scores, -xp.inf).astype(q.dtype) if mask.dtype == bool else scores + mask
     top = scores.max(axis=-1, keepdims=True, initial=-xp.inf)
     scores -= xp.where(xp.isfinite(top), top, 0).astype(scores.dtype, copy=False)
     xp.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
     scores /= xp.where(total == 0, 1, total)
-    return (scores if keep is None else scores * keep) @ v, scores
+    out = _dropped(device, scores, p, identity) @ v
+    return out.reshape(out.shape[0], -1, *out.shape[3:]), (scores,)
 
 
-def attention_backward(xp, q, k, v, p, keep, scale, g):
-    """With P the probabilities: dV = (P keep)^T g, dP = keep g V^T, dS = P (dP - sum(dP P)), dQ = dS K, dK = dS^T Q."""
-    dv = (p if keep is None else p * keep).swapaxes(-1, -2) @ g
-    ds = g @ v.swapaxes(-1, -2)
-    if keep is not None:
-        ds *= keep
-    ds -= (ds * p).sum(axis=-1, keepdims=True)
-    ds *= p
+def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
+    """With P the probabilities and D what dropout made of them: dV = D^T g, dP = dropout(g V^T),
+    dS = P (dP - sum(dP P)), dQ = scale dS K, dK = scale dS^T Q."""
+    (probabilities,), heads = kept, q.shape[1]
+    q, k, v = _grouped(q, k, v)
+    g = g.reshape(q.shape[:4] + g.shape[-1:])
+    dv = _dropped(device, probabilities, p, identity).swapaxes(-1, -2) @ g
+    ds = _dropped(device, g @ v.swapaxes(-1, -2), p, identity)
+    ds = ds - (ds * probabilities).sum(axis=-1, keepdims=True)
+    ds *= probabilities
     ds *= scale
-    return ds @ k, ds.swapaxes(-1, -2) @ q, dv
+    dq, dk = ds @ k, ds.swapaxes(-1, -2) @ q
+    return dq.reshape(dq.shape[0], heads, *dq.shape[3:]), dk.sum(axis=2), dv.sum(axis=2)
+
+
+def _grouped(q, k, v):
+    """q (B, G, H/G, T, d), k (B, G, 1, S, d), v (B, G, 1, S, e): the heads beside the keys that they share."""
+    return q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:]), k[:, :, None], v[:, :, None]
+
+
+def _dropped(device, x, p, identity):
+    return x if identity is None else dropout(device, x, p, identity)
 
 
 _causal = {}
@@ -283,3 +336,73 @@ def causal_bias(xp, rows, columns, dtype):
             _causal.clear()
         _causal[key] = xp.where(xp.tri(rows, columns, dtype=bool), 0, -xp.inf).astype(dtype)
     return _causal[key]
+
+
+# ---- optimizer and gradient norm -------------------------------------------------------------------------------------
+
+
+def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step):
+    """One AdamW step on blocks of memory, in place: first p *= 1 - lr * weight_decay, then with m, v = the moving
+    averages of grad and grad**2 and step = 1, 2, ...
+
+        p -= lr * m / (1 - beta1**step) / (sqrt(v / (1 - beta2**step)) + eps)
+    """
+    beta1, beta2 = betas
+    if weight_decay:
+        p *= 1 - lr * weight_decay
+    xp.subtract(grad, exp_avg, out=scratch)
+    scratch *= 1 - beta1
+    exp_avg += scratch
+    exp_avg_sq *= beta2
+    xp.multiply(grad, grad, out=scratch)
+    scratch *= 1 - beta2
+    exp_avg_sq += scratch
+    xp.sqrt(exp_avg_sq, out=scratch)
+    scratch /= math.sqrt(1 - beta2**step)
+    scratch += eps
+    xp.divide(exp_avg, scratch, out=scratch)
+    scratch *= lr / (1 - beta1**step)
+    p -= scratch
+
+
+_kept = threading.local()
+
+
+def _scratch(xp, size, dtype):
+    """An array of this thread's own that lives on between calls."""
+    kept = _kept.__dict__.setdefault((xp.__name__, dtype.name), None)
+    if kept is None or kept.size < size:
+        kept = _kept.__dict__[xp.__name__, dtype.name] = xp.empty(size, dtype)
+    return kept
+
+
+def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
+    """One AdamW step over flat arrays, in place, in blocks that share one scratch array; options as in adamw_block."""
+    block = BLOCK if xp is np else p.size
+    scratch = _scratch(xp, block, p.dtype)
+    for i in range(0, p.size, block):
+        part = slice(i, min(i + block, p.size))
+        adamw_block(xp, p[part], grad[part], exp_avg[part], exp_avg_sq[part], scratch[: part.stop - i], **options)
+
+
+def sum_of_squares(xp, x):
+    """The sum of x^2 over a flat array, added up in float64 block by block."""
+    total = xp.zeros((), np.float64)
+    for i in range(0, x.size, BLOCK):
+        part = x[i : i + BLOCK]
+        part = part if part.dtype.char in "fd" else part.astype(np.float32)
+        total += part.dot(part)
+    return total
+
+
+def scale(xp, x, factor):
+    """x *= factor, in place."""
+    x *= factor
+
+
+def add(a, b, out=None):
+    """a + b, or a += b where `out` is a."""
+    if out is None:
+        return a + b
+    out += b  # `out` is a
+    return out

@@ -36,14 +36,14 @@ def relu6(input, inplace=False):
 def leaky_relu(input, negative_slope=0.01, inplace=False):
     """x where positive, else negative_slope * x."""
     if inplace:
-        return input._write(lambda: leaky_relu(input, negative_slope))
+        return input._write(lambda x: leaky_relu(x, negative_slope))
     return (input > 0)._select(input, input * negative_slope)
 
 
 def elu(input, alpha=1.0, inplace=False):
     """x where positive, else alpha (exp(x) - 1)."""
     if inplace:
-        return input._write(lambda: elu(input, alpha))
+        return input._write(lambda x: elu(x, alpha))
     return (input > 0)._select(input, input.clamp(max=0.0).expm1() * alpha)
 
 
@@ -63,7 +63,7 @@ def silu(input, inplace=False):
     """x sigmoid(x), also called swish."""
     require_floating("silu", input)
     if inplace:
-        return input._write(lambda: silu(input))
+        return input._write(lambda x: silu(x))
     return composed.silu(input) if ops.LEVEL == "composed" else apply(ops.Silu, input)
 
 
@@ -97,7 +97,7 @@ def hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
     if min_val > max_val:
         raise OpError(f"hardtanh: min_val {min_val} is larger than max_val {max_val}")
     if inplace:
-        return input._write(lambda: hardtanh(input, min_val, max_val))
+        return input._write(lambda x: hardtanh(x, min_val, max_val))
     if not dtypes.is_floating(input.array.dtype):
         return input.clamp(int(min_val), int(max_val))
     outside = (input <= min_val) | (input >= max_val)
@@ -171,7 +171,7 @@ def dropout(input, p=0.5, training=True, inplace=False):
     if not training or p == 0:
         return input
     if inplace:
-        return input._write(lambda: dropout(input, p))
+        return input._write(lambda x: dropout(x, p))
     if p == 1:
         return input * 0.0
     return apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
@@ -293,28 +293,31 @@ def scaled_dot_product_attention(
     ops.check_probability(name, dropout_p)
     require_floating(name, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else 1.0 if scale is None else scale
-    if enable_gqa and q.shape[-3] != k.shape[-3]:
-        if q.shape[-3] % k.shape[-3]:
-            raise OpError(f"{name}: {q.shape[-3]} query heads are not a multiple of {k.shape[-3]} key heads")
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    q, k, v = (t if t.shape[:-2] == lead else t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
+    grouped = enable_gqa and q.shape[-3] != k.shape[-3]
+    if grouped and (q.shape[-3] % k.shape[-3] or k.shape[-3] != v.shape[-3]):
+        raise OpError(f"{name}: {q.shape[-3]} query heads are not a multiple of {k.shape[-3]} key heads")
+    heads = -3 if grouped else -2  # sizes before this one broadcast
+    lead = np.broadcast_shapes(q.shape[:heads], k.shape[:heads], v.shape[:heads])
+    q, k, v = (t if t.shape[:heads] == lead else t.expand(*lead, *t.shape[heads:]) for t in (q, k, v))
+    lead = q.shape[:-2]
     identity = default_generator(q.device).next_stream() if dropout_p else None
     if attn_mask is not None:
         if attn_mask.dtype != bool:
             attn_mask = cast(attn_mask, q.dtype)
         attn_mask = attn_mask.expand(np.broadcast_shapes(attn_mask.shape, (*lead, q.shape[-2], k.shape[-2])))
-    if ops.LEVEL == "composed" or (is_tensor(attn_mask) and attn_mask.requires_grad) or not k.shape[-2]:
-        keep = None if identity is None else dropout(q.new_ones(*lead, q.shape[-2], k.shape[-2]), dropout_p)
+    if ops.LEVEL == "composed" or (is_tensor(attn_mask) and attn_mask.requires_grad) or not q.numel() * k.numel():
+        if grouped:
+            k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+        keep = None
+        if identity is not None:
+            keep = apply(ops.Dropout, q.new_ones(*lead, q.shape[-2], k.shape[-2]), p=dropout_p, identity=identity)
         return composed.attention(q, k, v, attn_mask, is_causal, scale, keep)
-    return apply(
-        ops.Attention,
-        q,
-        k,
-        v,
-        *(() if attn_mask is None else (attn_mask,)),
-        causal=is_causal,
-        scale=scale,
-        p=dropout_p,
-        identity=identity,
-    )
+    # (batch, heads, T, d): all leading sizes but the last are the batch
+    batch = math.prod(lead[:-1])
+    shaped = [
+        t.reshape(batch, *(t.shape[-3:] if t.ndim > 2 else (1, *t.shape))) if t.ndim != 4 else t for t in (q, k, v)
+    ]
+    if attn_mask is not None:
+        shaped.append(attn_mask.reshape(batch, -1, *attn_mask.shape[-2:]))
+    out = apply(ops.Attention, *shaped, causal=is_causal, scale=scale, p=dropout_p, identity=identity)
+    return out if q.ndim == 4 else out.reshape(*lead, q.shape[-2], v.shape[-1])

@@ -5,11 +5,26 @@ The numbers come from the default generator of the tensor's device: `tg.manual_s
 """
 
 import math
+from contextlib import contextmanager
+from contextvars import ContextVar
 from statistics import NormalDist
 
 import numpy as np
 
 from ..random import default_generator
+
+_skipped = ContextVar("skipped", default=False)
+
+
+@contextmanager
+def skip_init():
+    """Within it uniform_ and normal_ leave their tensor as it is: large models whose weights are about to be read are
+    made at once, and take no memory before."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 def _fill(tensor, array):
@@ -29,6 +44,8 @@ def _standard_normal(tensor, generator):
 
 def uniform_(tensor, a=0.0, b=1.0):
     """Uniform in [a, b)."""
+    if _skipped.get():
+        return tensor
     draw = _generator(tensor).random(tensor.shape, dtype="float64" if tensor.dtype == "float64" else "float32")
     draw *= b - a
     draw += a
@@ -37,6 +54,8 @@ def uniform_(tensor, a=0.0, b=1.0):
 
 def normal_(tensor, mean=0.0, std=1.0):
     """N(mean, std**2)."""
+    if _skipped.get():
+        return tensor
     draw = _standard_normal(tensor, _generator(tensor))
     draw *= std
     draw += mean

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..creation import zeros
 from ..engine import wrap
+from ..kernels import routines
 from ..tensor import Tensor
 
 
@@ -27,6 +28,23 @@ def _blocks(tensor):
     return [flat[i : i + size].astype(wide, copy=False) for i in range(0, flat.size, size)]
 
 
+def merged(arrays):
+    """The arrays as flat ones, joined where they lie in one buffer with nothing but zero padding between them, as
+    gradients of an optimizer's flat storage do."""
+    runs = []
+    for array in arrays:
+        base = array.base
+        if not isinstance(array, np.ndarray) or base is None or base.ndim != 1 or not array.flags.c_contiguous:
+            runs.append([None, 0, 0, array.reshape(-1)])
+            continue
+        start = (array.ctypes.data - base.ctypes.data) // array.itemsize
+        if runs and runs[-1][0] is base and 0 <= start - runs[-1][2] < 64 // array.itemsize:
+            runs[-1][2] = start + array.size
+        else:
+            runs.append([base, start, start + array.size, None])
+    return [flat if base is None else base[start:stop] for base, start, stop, flat in runs]
+
+
 def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
     """The norm of all elements of `tensors` taken as one vector, a 0-d Tensor: (sum |x|**norm_type)**(1/norm_type), or
     max |x| for `norm_type=inf`. With `error_if_nonfinite`, raises RuntimeError where it is nan or infinite."""
@@ -38,7 +56,8 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
     if norm_type == math.inf:
         total = xp.stack([abs(block).max() for block in blocks]).max()  # a maximum of Python's would lose nan
     elif norm_type == 2:
-        total = sum(block.dot(block).astype("float64") for block in blocks) ** 0.5
+        squares = routines(device).sum_of_squares
+        total = sum(squares(xp, array) for array in merged([t.array for t in tensors])) ** 0.5
     else:
         total = sum((abs(block) ** norm_type).sum(dtype="float64") for block in blocks) ** (1 / norm_type)
     norm = wrap(xp.asarray(total, tensors[0].dtype), device)
@@ -60,8 +79,10 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
         factor = norm.device.xp.minimum(max_norm / (norm.array + 1e-6), 1.0)
         if norm.device.type == "cpu" and factor == 1:
             return norm
+        finite = norm.device.type == "cpu" and math.isfinite(factor)  # nan must not reach the padding between them
+        for array in merged([g.array for g in gradients]) if finite else [g.array for g in gradients]:
+            routines(norm.device).scale(norm.device.xp, array, factor)
         for grad in gradients:
-            grad.array *= factor
             grad._bump()
     return norm
 

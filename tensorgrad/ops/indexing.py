@@ -272,7 +272,7 @@ class IndexingMethods:
         extra = value.array.ndim - self.array[index].ndim if value.array.ndim else 0
         if extra > 0 and all(n == 1 for n in value.array.shape[:extra]):
             value = value.reshape(value.array.shape[extra:])
-        self._write(lambda: apply(SetItem, self, value, index=index, copy=False), in_place=True)
+        self._write(lambda x: apply(SetItem, self, value, index=index, copy=False), in_place=True)
 
     def index_put(self, indices, values, accumulate=False):
         """self with values written (or added, with `accumulate`) at the tuple of index tensors."""

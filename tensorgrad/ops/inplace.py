@@ -62,7 +62,7 @@ class ReadView(Op):
 
 def _in_place(name):
     def method(self, *args, **options):
-        return self._write(lambda: getattr(self, name)(*args, **options))
+        return self._write(lambda x: getattr(x, name)(*[x if a is self else a for a in args], **options))
 
     method.__name__ = name + "_"
     method.__doc__ = f"`{name}` in place; returns self."
@@ -73,8 +73,9 @@ class InPlaceMethods:
     """PyTorch's in-place methods and operators. A leaf that requires a gradient may only be changed under no_grad."""
 
     def _write(self, compute, in_place=False):
-        """self takes the values and the graph node of compute(), a Tensor made from self; `in_place` says that it has
-        written into self's memory already."""
+        """self takes the values and the graph node of compute(x), where x stands for self: a copy of its values, so
+        that what is saved for backward outlives the write. `in_place` says that it has written into self's memory
+        already (x is then self)."""
         base = self if self._view is None else self._view[0]
         if modes.grad and base.node.__class__ is Leaf:
             raise RuntimeError(
@@ -82,7 +83,8 @@ class InPlaceMethods:
                 "recorded; do it under tg.no_grad()"
             )
         array = self.array
-        result = compute() if in_place or not modes.grad else self._preserved(compute)
+        direct = in_place or not modes.grad
+        result = compute(self if direct else wrap(array.copy(), self.device, self._current_node()))
         if result.array.shape != array.shape:
             raise OpError(
                 f"in-place: the result has shape {tuple(result.array.shape)}, which does not fit into "
@@ -103,22 +105,13 @@ class InPlaceMethods:
             return self
         if self._view is None:
             self.node = node
+            self.version()[1] += 1
         elif node is not None or base.node is not None:
             written = apply(WriteView, base, result, positions=positions_in(base.array, array))
             base.node = written.node
             base.version()[1] += 1
             self._refresh_view()
         return self
-
-    def _preserved(self, compute):
-        """compute() on a copy of self's values, so that what it saves for backward outlives the write."""
-        kept = self.array, self._version, self._view
-        self.node = self._current_node()
-        self.array, self._version, self._view = self.array.copy(), None, None
-        try:
-            return compute()
-        finally:
-            self.array, self._version, self._view = kept
 
     def _refresh_view(self):
         """Read a base that was changed through another view; returns the new node."""
@@ -135,13 +128,13 @@ class InPlaceMethods:
             source = scalar(source, self)
         if dtypes.category(source.array.dtype) > dtypes.category(self.array.dtype):
             source = wrap(source.array.astype(self.array.dtype), source.device)
-        return self._write(lambda: cast(source.to(self.device), self.array.dtype).expand(self.array.shape))
+        return self._write(lambda x: cast(source.to(self.device), self.array.dtype).expand(self.array.shape))
 
     def fill_(self, value):
         """Set every element to a number or 0-d tensor."""
         if is_tensor(value):
             return self.copy_(value)
-        return self._write(lambda: wrap(self.device.xp.full_like(self.array, value), self.device))
+        return self._write(lambda x: wrap(self.device.xp.full_like(self.array, value), self.device))
 
     def zero_(self):
         return self.fill_(0)
@@ -166,10 +159,10 @@ class InPlaceMethods:
     __ifloordiv__, __imod__ = floor_divide_, remainder_
 
     def __iand__(self, other):
-        return self._write(lambda: self & other)
+        return self._write(lambda x: x & other)
 
     def __ior__(self, other):
-        return self._write(lambda: self | other)
+        return self._write(lambda x: x | other)
 
     def __ixor__(self, other):
-        return self._write(lambda: self ^ other)
+        return self._write(lambda x: x ^ other)

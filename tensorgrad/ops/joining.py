@@ -1,7 +1,9 @@
 """Joining and cutting along a dimension: cat, split, chunk, unbind."""
 
+import numpy as np
+
 from .. import dtypes
-from ..engine import Op, apply, wrap
+from ..engine import Op, apply, modes, wrap
 from ..errors import OpError, OpIndexError, OpTypeError
 from .common import cast, dim_index, is_tensor
 
@@ -32,11 +34,32 @@ class Split(Op):
         return tuple(out)
 
     def backward(ctx, *gradients):
+        if not modes.grad and (whole := _side_by_side(gradients, ctx.dim)) is not None:
+            return wrap(whole, ctx.device)
         filled = [
             wrap(ctx.xp.zeros(shape, dtype), ctx.device) if g is None else g
             for g, (shape, dtype) in zip(gradients, ctx._outputs, strict=True)
         ]
         return filled[0]._cat(filled[1:], ctx.dim)
+
+
+def _side_by_side(gradients, dim):
+    """The array of which the gradients are consecutive parts in memory, as attention's are, or None: no copy needed."""
+    arrays = [None if g is None else g.array for g in gradients]
+    first = arrays[0]
+    if not all(isinstance(a, np.ndarray) and a.size and a.strides == first.strides for a in arrays):
+        return None
+    place = first.ctypes.data
+    for a in arrays:
+        if a.ctypes.data != place:
+            return None
+        place += a.shape[dim] * a.strides[dim]
+    outer = [s for d, s in enumerate(first.strides) if d < dim]
+    total = sum(a.shape[dim] for a in arrays)
+    if outer and min(outer) < total * first.strides[dim]:
+        return None  # parts of a larger row, between which something else may lie
+    shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
+    return np.lib.stride_tricks.as_strided(first, shape, first.strides)
 
 
 class JoiningMethods:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..engine import Op, apply, wrap
 from ..errors import OpError, OpTypeError
+from ..kernels import routines
 from .common import dim_index, is_tensor
 
 
@@ -20,9 +21,12 @@ class MatMul(Op):
             need_a, need_b = ctx.needs
             ctx.save(a if need_b else None, b if need_a else None)
             ctx.rows = a.ndim > 2 and b.ndim == 2
-        if a.ndim > 2 and b.ndim == 2 and a.size and a.flags.c_contiguous:
-            return (a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[-1])  # one product, not a loop
-        return a @ b
+        if a.shape[-1] != b.shape[-2]:
+            raise ValueError("inner dimensions differ")
+        matmul = routines(ctx.device).matmul
+        if a.ndim > 2 and b.ndim == 2 and a.size and a.flags.c_contiguous:  # one product, not a loop
+            return matmul(ctx.xp, a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+        return matmul(ctx.xp, a, b)
 
     def backward(ctx, g):
         a, b = ctx.saved

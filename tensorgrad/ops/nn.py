@@ -1,17 +1,14 @@
 """Operations of neural networks that run as one routine of `kernels/` each way."""
 
-import os
-
 import numpy as np
 
 from .. import dtypes
 from ..engine import Op, apply, modes, run_backward, wrap
 from ..errors import OpError, OpTypeError
-from ..kernels import reference as kernels
+from ..kernels import LEVEL as LEVEL
+from ..kernels import routines
 from . import composed
 from .common import cast, dim_index, is_tensor
-
-LEVEL = os.environ.get("TENSORGRAD_LEVEL", "fast")  # "composed" runs every fused operation by its definition
 
 
 class Alias(Op):
@@ -59,7 +56,7 @@ class Linear(Fused):
         ctx.save(*((x, weight) if bias is None else (x, weight, bias)))
         if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
             raise ValueError("x must end in the weight's second size, the bias have its first")
-        y = kernels.linear(ctx.xp, x.reshape(-1, x.shape[-1]), weight, bias)
+        y = routines(ctx.device).linear(ctx.xp, x.reshape(-1, x.shape[-1]), weight, bias)
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     def define(ctx, *inputs):
@@ -67,16 +64,17 @@ class Linear(Fused):
 
     def gradient(ctx, saved, g):
         x, weight = saved[:2]
-        g2, x2 = g.reshape(-1, weight.shape[0]), x.reshape(-1, weight.shape[1])
-        needs = ctx.needs
-        grads = [(g2 @ weight).reshape(x.shape) if needs[0] else None, g2.T @ x2 if needs[1] else None]
-        return grads if len(needs) == 2 else [*grads, g2.sum(axis=0) if needs[2] else None]
+        rows = x.reshape(-1, weight.shape[1])
+        dx, dw, db = routines(ctx.device).linear_backward(
+            ctx.xp, rows, weight, g.reshape(-1, weight.shape[0]), ctx.needs
+        )
+        return (None if dx is None else dx.reshape(x.shape), dw, db)[: len(ctx.parents)]
 
 
 class Gelu(Fused):
     def forward(ctx, x, approximate):
         ctx.approximate = approximate
-        y = kernels.gelu(ctx.xp, x, approximate)
+        y = routines(ctx.device).gelu(ctx.xp, x, approximate)
         ctx.save(x, y)
         return y
 
@@ -84,19 +82,19 @@ class Gelu(Fused):
         return composed.gelu(x, ctx.approximate)
 
     def gradient(ctx, saved, g):
-        return [kernels.gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
+        return [routines(ctx.device).gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
 
 
 class Silu(Fused):
     def forward(ctx, x):
         ctx.save(x)
-        return kernels.silu(ctx.xp, x)
+        return routines(ctx.device).silu(ctx.xp, x)
 
     def define(ctx, x):
         return composed.silu(x)
 
     def gradient(ctx, saved, g):
-        return [kernels.silu_backward(ctx.xp, *saved, g)]
+        return [routines(ctx.device).silu_backward(ctx.xp, *saved, g)]
 
 
 class Relu(Op):
@@ -113,28 +111,28 @@ class Relu(Op):
 class Softmax(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        y = kernels.softmax(ctx.xp, x, dim)
+        y = routines(ctx.device).softmax(ctx.xp, x, dim)
         ctx.save(y)
         return y
 
     def backward(ctx, g):
         (y,) = ctx.saved
         if not modes.grad:
-            return wrap(kernels.softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+            return wrap(routines(ctx.device).softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return y * (g - (g * y).sum(ctx.dim, keepdim=True))
 
 
 class LogSoftmax(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        y = kernels.log_softmax(ctx.xp, x, dim)
+        y = routines(ctx.device).log_softmax(ctx.xp, x, dim)
         ctx.save(y)
         return y
 
     def backward(ctx, g):
         (y,) = ctx.saved
         if not modes.grad:
-            return wrap(kernels.log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+            return wrap(routines(ctx.device).log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return g - y.exp() * g.sum(ctx.dim, keepdim=True)
 
 
@@ -144,7 +142,7 @@ class LayerNorm(Fused):
     def forward(ctx, x, *affine, eps, bias):
         ctx.eps, ctx.has_bias = eps, bias
         weight = affine[0] if affine else None
-        y, mean, rstd = kernels.layer_norm(ctx.xp, x, weight, affine[1] if bias else None, eps)
+        y, mean, rstd = routines(ctx.device).layer_norm(ctx.xp, x, weight, affine[1] if bias else None, eps)
         ctx.save(x, *affine, mean, rstd)
         return y
 
@@ -153,7 +151,9 @@ class LayerNorm(Fused):
 
     def gradient(ctx, saved, g):
         x, *affine, mean, rstd = saved
-        grads = kernels.layer_norm_backward(ctx.xp, x, affine[0] if affine else None, mean, rstd, g, bool(affine))
+        grads = routines(ctx.device).layer_norm_backward(
+            ctx.xp, x, affine[0] if affine else None, mean, rstd, g, bool(affine)
+        )
         return grads[: 1 + len(affine)]
 
 
@@ -164,7 +164,7 @@ class RMSNorm(Fused):
 
     def forward(ctx, x, *affine, eps):
         ctx.eps = eps
-        y, rstd = kernels.rms_norm(ctx.xp, x, affine[0] if affine else None, eps)
+        y, rstd = routines(ctx.device).rms_norm(ctx.xp, x, affine[0] if affine else None, eps)
         ctx.save(x, *affine, rstd)
         return y
 
@@ -173,7 +173,7 @@ class RMSNorm(Fused):
 
     def gradient(ctx, saved, g):
         x, *affine, rstd = saved
-        grads = kernels.rms_norm_backward(ctx.xp, x, affine[0] if affine else None, rstd, g, bool(affine))
+        grads = routines(ctx.device).rms_norm_backward(ctx.xp, x, affine[0] if affine else None, rstd, g, bool(affine))
         return grads[: 1 + len(affine)]
 
 
@@ -186,7 +186,7 @@ class CrossEntropy(Fused):
             wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
             if wrong.size:
                 raise IndexError(f"target {int(wrong[0])} is out of range for {logits.shape[1]} classes")
-        loss, lse, counted = kernels.cross_entropy(ctx.xp, logits, target, ignore_index)
+        loss, lse, counted = routines(ctx.device).cross_entropy(ctx.xp, logits, target, ignore_index)
         ctx.save(logits, target, lse, counted)
         return loss
 
@@ -194,7 +194,7 @@ class CrossEntropy(Fused):
         return composed.cross_entropy(logits, target, ctx.ignore_index)
 
     def gradient(ctx, saved, g):
-        return [kernels.cross_entropy_backward(ctx.xp, *saved, g), None]
+        return [routines(ctx.device).cross_entropy_backward(ctx.xp, *saved, g), None]
 
 
 class Embedding(Fused):
@@ -217,7 +217,9 @@ class Embedding(Fused):
             if ctx.padding is not None:
                 rows = rows.masked_fill(ids.reshape(-1, 1) == ctx.padding, 0.0)
             return g.new_zeros(ctx.rows, width).index_add(0, ids.reshape(-1), rows), None
-        grad = kernels.embedding_backward(ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows)
+        grad = routines(ctx.device).embedding_backward(
+            ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows
+        )
         if ctx.padding is not None:
             grad[ctx.padding] = 0
         return wrap(grad, ctx.device), None
@@ -230,40 +232,35 @@ class Dropout(Op):
 
     def forward(ctx, x, p, identity):
         ctx.p, ctx.identity = p, identity
-        mask, scale = kernels.dropout_mask(ctx.device, x.shape, p, identity)
-        y = x * mask
-        y *= x.dtype.type(scale)
-        return y
+        return routines(ctx.device).dropout(ctx.device, x, p, identity)
 
     def backward(ctx, g):
         return apply(Dropout, g, p=ctx.p, identity=ctx.identity)
 
 
 class Attention(Fused):
-    """softmax(scale q k^T + mask) v for q (..., T, d), k (..., S, d), v (..., S, e) with equal leading sizes."""
+    """softmax(scale q k^T + mask) v for q (B, H, T, d), k (B, G, S, d), v (B, G, S, e), H a multiple of G."""
 
     def forward(ctx, q, k, v, *mask, causal, scale, p, identity):
-        ctx.causal, ctx.scale, ctx.p, ctx.identity = causal, scale, p, identity
+        ctx.options = (causal, scale, p, identity)
         ctx.scores_shape = (*q.shape[:-1], k.shape[-2])
-        out, probabilities = kernels.attention(ctx.xp, q, k, v, mask[0] if mask else None, causal, scale, ctx.keep())
-        ctx.save(q, k, v, *mask, probabilities)
+        out, kept = routines(ctx.device).attention(ctx.device, q, k, v, mask[0] if mask else None, *ctx.options)
+        ctx.save(q, k, v, *mask, *kept)
         return out
 
-    def keep(ctx):
-        """The dropout factor of each probability, drawn again from its stream."""
-        if ctx.identity is None:
-            return None
-        mask, scale = kernels.dropout_mask(ctx.device, ctx.scores_shape, ctx.p, ctx.identity)
-        return mask * np.float32(scale)
-
     def define(ctx, q, k, v, mask=None):
-        keep = ctx.keep()
-        keep = None if keep is None else wrap(keep, ctx.device).to(q.dtype)
-        return composed.attention(q, k, v, mask, ctx.causal, ctx.scale, keep)
+        causal, scale, p, identity = ctx.options
+        keep = None
+        if identity is not None:
+            keep = apply(Dropout, q.new_ones(ctx.scores_shape), p=p, identity=identity)
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) if t.shape[1] != q.shape[1] else t for t in (k, v))
+        return composed.attention(q, k, v, mask, causal, scale, keep)
 
     def gradient(ctx, saved, g):
-        q, k, v, *mask, p = saved
-        return *kernels.attention_backward(ctx.xp, q, k, v, p, ctx.keep(), ctx.scale, g), *(None for _ in mask)
+        q, k, v, *rest = saved
+        mask = len(ctx.parents) - 3
+        grads = routines(ctx.device).attention_backward(ctx.device, q, k, v, rest[mask:], *ctx.options, g)
+        return *grads, *(None for _ in range(mask))
 
 
 class ActivationMethods:

@@ -29,7 +29,7 @@ class SamplingMethods:
 
     def _fill(self, values):
         values = self.device.asarray(np.asarray(values, self.array.dtype))
-        return self._write(lambda: wrap(values, self.device))
+        return self._write(lambda x: wrap(values, self.device))
 
     def bernoulli(self, *, generator=None):
         """1 with the probability that self gives for each element, else 0."""

@@ -106,6 +106,11 @@ class FlatBuffer:
                 runs.append((i, i + 1, self.steps[i]))
         return runs
 
+    def run(self, first, last):
+        """The memory of parameters first..last-1: (data, grad, *states), 1-D arrays."""
+        span = slice(self.spans[first][0], self.spans[last - 1][1])
+        return [array[span] for array in (self.data, self.grad, *self.state.values())]
+
     def blocks(self, first, last):
         """The memory of parameters first..last-1 in pieces: (data, grad, *states, scratch, scratch), 1-D arrays."""
         stop = self.spans[last - 1][1]

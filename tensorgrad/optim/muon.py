@@ -6,28 +6,30 @@ Liu et al. 2025, "Muon is scalable for LLM training" (arXiv 2502.16982) for the 
 
 import math
 
-from .adam import adamw_update
+from ..kernels import routines
+from .adam import update_adamw
 from .optimizer import Optimizer
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def newton_schulz(xp, matrix, coefficients=NS_COEFFICIENTS, steps=5, eps=1e-7):
+def newton_schulz(device, matrix, coefficients=NS_COEFFICIENTS, steps=5, eps=1e-7):
     """A new matrix near U V^T for `matrix` = U S V^T (float, rows x columns): with X = matrix / |matrix|, `steps` times
 
         A = X X^T,   X <- a X + (b A + c A A) X,
 
     a quintic applied to the singular values, which takes all but tiny ones to about 0.7 ... 1.2."""
     a, b, c = coefficients
+    xp, matmul = device.xp, routines(device).matmul
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix  # the Gram matrix of the shorter side is the smaller one
     x = x / xp.maximum(xp.sqrt((x * x).sum()), eps)
     for _ in range(steps):
-        gram = x @ x.T
-        polynomial = gram @ gram
+        gram = matmul(xp, x, x.T)
+        polynomial = matmul(xp, gram, gram)
         polynomial *= c
         polynomial += b * gram
-        update = polynomial @ x
+        update = matmul(xp, polynomial, x)
         x *= a
         x += update
     return x.T if tall else x
@@ -90,24 +92,9 @@ class Muon(Optimizer):
 
     def _update_run(self, group, buffer, first, last, step):
         if not group["use_muon"]:
-            return super()._update_run(group, buffer, first, last, step)
+            return update_adamw(buffer, first, last, step, group, group["adamw_eps"])
         for i in range(first, last):
             self._update_matrix(group, buffer, i)
-
-    def _update(self, group, step, xp, p, grad, exp_avg, exp_avg_sq, scratch, _):
-        adamw_update(
-            xp,
-            p,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            scratch,
-            lr=group["lr"],
-            betas=group["betas"],
-            eps=group["adamw_eps"],
-            weight_decay=group["weight_decay"],
-            step=step,
-        )
 
     def _update_matrix(self, group, buffer, i):
         lr, momentum, xp = group["lr"], group["momentum"], buffer.device.xp
@@ -119,7 +106,7 @@ class Muon(Optimizer):
         average, grad = buffer.state["momentum_buffer"][start:stop], buffer.grad[start:stop]
         direction = grad + momentum * (average - grad) if group["nesterov"] else average
         update = newton_schulz(
-            xp, direction.reshape(p.shape), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            buffer.device, direction.reshape(p.shape), group["ns_coefficients"], group["ns_steps"], group["eps"]
         )
         rows, columns = p.shape
         if group["adjust_lr_fn"] == "match_rms_adamw":

@@ -1,0 +1,67 @@
+"""Matrix products on the CPU, split over the pool: each thread computes a part with single-threaded BLAS."""
+
+import math
+
+import numpy as np
+
+from .blas import gemm
+from .pool import pool
+
+GRAIN = 1 << 21  # multiply-adds below which a second thread costs more than it saves
+
+
+def product(a, b, out=None, accumulate=False):
+    """a (n, k) @ b (k, m) -> (n, m), into `out` where given, added to it with `accumulate`."""
+    if out is None:
+        out = np.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    run(split_product(a, b, out, accumulate))
+    return out
+
+
+def split_product(a, b, out, accumulate=False, parts=None):
+    """The product as a list of independent products of parts of the result."""
+    (n, k), m = a.shape, b.shape[1]
+    parts = parts or min(pool().threads, n * k * m // GRAIN)
+    if parts < 2:
+        return [(a, b, out, accumulate)]
+    if n >= m:
+        edges = [n * i // parts // 16 * 16 for i in range(parts)] + [n]
+        return [(a[i:j], b, out[i:j], accumulate) for i, j in zip(edges, edges[1:], strict=False)]
+    edges = [m * i // parts // 16 * 16 for i in range(parts)] + [m]
+    return [(a, b[:, i:j], out[:, i:j], accumulate) for i, j in zip(edges, edges[1:], strict=False)]
+
+
+def run(products):
+    """Compute several independent products (a, b, out, accumulate), in parallel where there are several."""
+    if len(products) == 1:
+        gemm(*products[0])
+    elif products:
+        pool().run([(gemm, task) for task in products])
+
+
+def run_pair(first, second):
+    """Two independent products at the same time: one per thread where they are of like size, else each split."""
+    threads = pool().threads
+    size = min(a.shape[0] * a.shape[1] * b.shape[1] for a, b, _, _ in (first, second))
+    if threads == 2 and size >= GRAIN // 2:
+        run([first, second])
+    else:
+        run(split_product(*first))
+        run(split_product(*second))
+
+
+def batched(a, b):
+    """a (..., n, k) @ b (..., k, m) with broadcast leading sizes; the leading dimension is split over the pool."""
+    if a.ndim == b.ndim == 2:
+        return product(a, b)
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    out = np.empty((*lead, a.shape[-2], b.shape[-1]), np.result_type(a, b))
+    if not lead or out.size * a.shape[-1] < 2 * GRAIN or lead[0] < 2 or math.prod(lead) < 2:
+        return np.matmul(a, b, out=out)
+
+    def part(start, stop, a, b):
+        take = [x if x.ndim < len(lead) + 2 or x.shape[0] == 1 else x[start:stop] for x in (a, b)]
+        np.matmul(*take, out=out[start:stop])
+
+    pool().split(part, lead[0], a, b)
+    return out

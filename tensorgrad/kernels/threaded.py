@@ -1,0 +1,278 @@
+"""The fused routines for NumPy on a CPU: the reference's mathematics, in blocks that fit the cache, over the pool.
+
+Same names and arguments as in reference.py; what is not redefined here is taken from there."""
+
+import numpy as np
+
+from . import reference
+from .pool import pool
+from .products import batched, product, run, run_pair, split_product
+from .reference import *  # noqa: F403
+from .reference import BLOCK, causal_bias
+
+ROWS = 1 << 15  # elements per block of a row-wise routine
+
+
+def _flat(function, out, *arrays):
+    """out[...] = function(*arrays) in blocks over the pool, for contiguous arrays; else at once."""
+    if out.size <= BLOCK // 4 or not all(a.flags.c_contiguous for a in (out, *arrays)):
+        return reference.blockwise(function, out, *arrays)
+    flat, parts = out.reshape(-1), [a.reshape(-1) for a in arrays]
+
+    def part(start, stop):
+        for i in range(start, stop, BLOCK):
+            j = min(i + BLOCK, stop)
+            flat[i:j] = function(*(p[i:j] for p in parts))
+
+    pool().split(part, flat.size, grain=BLOCK // 8, align=16)
+    return out
+
+
+def _by_rows(function, rows, width):
+    """function(start, stop) over row blocks, spread over the pool."""
+    step = max(1, ROWS // max(width, 1))
+
+    def part(start, stop):
+        for i in range(start, stop, step):
+            function(i, min(i + step, stop))
+
+    pool().split(part, rows, grain=max(1, ROWS // 8 // max(width, 1)))
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def linear(xp, x, weight, bias):
+    y = product(x, weight.T)
+    if bias is not None:
+        _by_rows(lambda i, j: np.add(y[i:j], bias, out=y[i:j]), len(y), y.shape[1])
+    return y
+
+
+def linear_backward(xp, x, weight, g, needs):
+    """Gradients (dx, dweight, dbias) of linear, those that `needs` asks for. The two products run side by side."""
+    dx = np.empty(x.shape, x.dtype) if needs[0] else None
+    dw = np.empty(weight.shape, weight.dtype) if needs[1] else None
+    first, second = (g, weight, dx, False), (g.T, x, dw, False)
+    if dx is not None and dw is not None:
+        run_pair(first, second)
+    elif dx is not None:
+        run(split_product(*first))
+    elif dw is not None:
+        run(split_product(*second))
+    return dx, dw, reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
+
+
+def matmul(xp, a, b):
+    return batched(a, b)
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def gelu(xp, x, approximate):
+    return _flat(lambda v: reference._gelu(np, v, approximate), np.empty(x.shape, x.dtype), x)
+
+
+def gelu_backward(xp, x, y, g, approximate):
+    return _flat(lambda *a: reference._gelu_backward(np, *a, approximate), np.empty(x.shape, x.dtype), x, y, g)
+
+
+def silu(xp, x):
+    return _flat(lambda v: v * reference.sigmoid(np, v), np.empty(x.shape, x.dtype), x)
+
+
+def silu_backward(xp, x, g):
+    return _flat(lambda x, g: reference._silu_backward(np, x, g), np.empty(x.shape, x.dtype), x, g)
+
+
+# ---- softmax, norms, loss: rows are independent ----------------------------------------------------------------------
+
+
+def softmax(xp, x, dim):
+    if dim != x.ndim - 1 or not x.flags.c_contiguous:
+        return reference.softmax(xp, x, dim)
+    y = np.empty(x.shape, x.dtype)
+    rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
+
+    def block(i, j):
+        out[i:j] = reference.softmax(np, rows[i:j], 1)
+
+    _by_rows(block, len(rows), rows.shape[1])
+    return y
+
+
+def layer_norm(xp, x, weight, bias, eps):
+    y, mean, rstd = np.empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype), np.empty((len(x), 1), x.dtype)
+
+    def block(i, j):
+        y[i:j], mean[i:j], rstd[i:j] = reference.layer_norm(np, x[i:j], weight, bias, eps)
+
+    _by_rows(block, *x.shape)
+    return y, mean, rstd
+
+
+def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
+    dx, sums = np.empty(x.shape, x.dtype), []
+
+    def block(i, j):
+        dx[i:j], gw, gb = reference.layer_norm_backward(np, x[i:j], weight, mean[i:j], rstd[i:j], g[i:j], affine)
+        sums.append((i, gw, gb))
+
+    _by_rows(block, *x.shape)
+    if not affine:
+        return dx, None, None
+    sums.sort(key=lambda s: s[0])  # the same order of additions whatever thread came first
+    return dx, np.sum([s[1] for s in sums], axis=0), np.sum([s[2] for s in sums], axis=0)
+
+
+def rms_norm(xp, x, weight, eps):
+    y, rstd = np.empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype)
+
+    def block(i, j):
+        y[i:j], rstd[i:j] = reference.rms_norm(np, x[i:j], weight, eps)
+
+    _by_rows(block, *x.shape)
+    return y, rstd
+
+
+def rms_norm_backward(xp, x, weight, rstd, g, affine):
+    dx, sums = np.empty(x.shape, x.dtype), []
+
+    def block(i, j):
+        dx[i:j], gw = reference.rms_norm_backward(np, x[i:j], weight, rstd[i:j], g[i:j], affine)
+        sums.append((i, gw))
+
+    _by_rows(block, *x.shape)
+    sums.sort(key=lambda s: s[0])
+    return dx, np.sum([s[1] for s in sums], axis=0) if affine else None
+
+
+def cross_entropy(xp, logits, target, ignore_index):
+    n = len(target)
+    loss, lse, counted = np.empty(n, logits.dtype), np.empty((n, 1), logits.dtype), np.empty(n, bool)
+
+    def block(i, j):
+        loss[i:j], lse[i:j], counted[i:j] = reference.cross_entropy(np, logits[i:j], target[i:j], ignore_index)
+
+    _by_rows(block, *logits.shape)
+    return loss, lse, counted
+
+
+def cross_entropy_backward(xp, logits, target, lse, counted, g):
+    dx = np.empty(logits.shape, logits.dtype)
+
+    def block(i, j):
+        dx[i:j] = reference.cross_entropy_backward(np, logits[i:j], target[i:j], lse[i:j], counted[i:j], g[i:j])
+
+    _by_rows(block, *logits.shape)
+    return dx
+
+
+# ---- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def dropout(device, x, p, identity):
+    if x.size <= BLOCK // 4 or not x.flags.c_contiguous:
+        return reference.dropout(device, x, p, identity)
+    y, flat, scale = np.empty_like(x), x.reshape(-1), x.dtype.type(1 / (1 - p))
+    out = y.reshape(-1)
+
+    def part(start, stop):
+        for i in range(start, stop, BLOCK):
+            j = min(i + BLOCK, stop)
+            np.multiply(flat[i:j], reference.dropout_mask(np, (j - i,), p, identity, i), out=out[i:j])
+            out[i:j] *= scale
+
+    pool().split(part, x.size, grain=BLOCK // 8)
+    return y
+
+
+# ---- attention: head by head, where causal in tiles that skip what is masked -----------------------------------------
+
+TILE = 64
+
+
+def attention(device, q, k, v, mask, causal, scale, p, identity):
+    (batch, heads, rows, _), columns = q.shape, k.shape[2]
+    if mask is not None or identity is not None or not causal or rows != columns or not q.size:
+        return reference.attention(device, q, k, v, mask, causal, scale, p, identity)
+    probabilities = np.empty((batch, heads, rows, columns), q.dtype)
+    out = np.empty((batch, rows, heads, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # heads side by side in memory
+    share = heads // k.shape[1]
+
+    def part(start, stop):
+        for task in range(start, stop):
+            b, h = divmod(task, heads)
+            _attend(q[b, h], k[b, h // share], v[b, h // share], probabilities[b, h], out[b, h], scale)
+
+    pool().split(part, batch * heads)
+    return out, (probabilities.reshape(batch, k.shape[1], share, rows, columns),)
+
+
+def _attend(q, k, v, p, out, scale):
+    for i in range(0, len(q), TILE):
+        j = min(i + TILE, len(q))
+        scores = p[i:j, :j]
+        np.matmul(q[i:j], k[:j].T, out=scores)
+        scores *= scale
+        scores[:, i:] += causal_bias(np, j - i, j - i, q.dtype)
+        scores -= scores.max(axis=1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=1, keepdims=True)
+        p[i:j, j:] = 0
+        np.matmul(scores, v[:j], out=out[i:j])
+
+
+def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
+    (probabilities,), (batch, heads), groups = kept, q.shape[:2], k.shape[1]
+    if identity is not None or heads != groups or not q.size:
+        return reference.attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
+    dq, dk, dv = (
+        np.empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype).transpose(0, 2, 1, 3) for x in (q, k, v)
+    )
+
+    def part(start, stop):
+        for task in range(start, stop):
+            i = divmod(task, heads)
+            weights = probabilities[i][0]
+            np.matmul(weights.T, g[i], out=dv[i])
+            ds = g[i] @ v[i].T
+            ds -= np.einsum("ij,ij->i", ds, weights)[:, None]
+            ds *= weights
+            ds *= scale
+            np.matmul(ds, k[i], out=dq[i])
+            np.matmul(ds.T, q[i], out=dk[i])
+
+    pool().split(part, batch * heads)
+    return dq, dk, dv
+
+
+# ---- optimizer, gradient norm, sums of large arrays ------------------------------------------------------------------
+
+
+def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
+    def part(start, stop):
+        span = slice(start, stop)
+        reference.adamw(np, p[span], grad[span], exp_avg[span], exp_avg_sq[span], **options)
+
+    pool().split(part, p.size, grain=BLOCK, align=16)
+
+
+def sum_of_squares(xp, x):
+    totals = []
+    pool().split(lambda i, j: totals.append((i, reference.sum_of_squares(np, x[i:j]))), x.size, grain=BLOCK, align=16)
+    return sum(total for _, total in sorted(totals))
+
+
+def scale(xp, x, factor):
+    pool().split(lambda i, j: np.multiply(x[i:j], factor, out=x[i:j]), x.size, grain=BLOCK, align=16)
+
+
+def add(a, b, out=None):
+    if a.size < BLOCK or a.shape != b.shape or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return reference.add(a, b, out)
+    out = np.empty(a.shape, np.result_type(a, b)) if out is None else out
+    x, y, z = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+    pool().split(lambda i, j: np.add(x[i:j], y[i:j], out=z[i:j]), x.size, grain=BLOCK // 2, align=16)
+    return out
