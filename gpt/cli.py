@@ -110,6 +110,9 @@ def train(argv=None):
 
 
 def _train(argv):
+    from .interop import load_with_tokenizer, shape_of
+    from .interop.peft import PeftFolder
+    from .training.checkpoints import PEFT_FOLDER
     from .training.config import TrainConfig, resolve
     from .training.run import train
 
@@ -121,7 +124,9 @@ def _train(argv):
     for file in files:
         explicit |= read_toml(config_file(file), TrainConfig)
     fallback = {} if files else read_toml(config_file("default.toml"), TrainConfig)
-    train(resolve(explicit | flags, fallback))
+    config = resolve(explicit | flags, fallback, shape_of)
+    peft = [PeftFolder(Path(config.out_dir) / PEFT_FOLDER, config.init_from)] if config.lora_r else []
+    train(config, open_base=load_with_tokenizer, callbacks=peft)
 
 
 def sample(argv=None):
@@ -131,9 +136,58 @@ def sample(argv=None):
 
 def _sample(argv):
     from .inference.sample import SampleConfig, sample
+    from .interop import load_with_tokenizer
 
     show_help(argv, SampleConfig(), "Write text with a trained model.")
     flags, others = parse_flags(argv, SampleConfig)
     if others:
         raise UserError(f"unexpected argument {others[0]!r}; a prompt is given as --prompt {others[0]!r}")
-    sample(SampleConfig(**flags))
+    sample(SampleConfig(**flags), load=load_with_tokenizer)
+
+
+def chat(argv=None):
+    """The program `scripts/chat.py`, also installed as `gpt-chat`. Returns the exit code."""
+    return run_cli(_chat, argv)
+
+
+def _chat(argv):
+    from .inference.chat import ChatConfig, chat
+    from .interop import load_with_tokenizer
+
+    show_help(argv, ChatConfig(), "Talk with a trained model.")
+    flags, others = parse_flags(argv, ChatConfig)
+    if others:
+        raise UserError(f"unexpected argument {others[0]!r}; what you want to say is asked for")
+    chat(ChatConfig(**flags), load=load_with_tokenizer)
+
+
+def inspect(argv=None):
+    """The program `scripts/inspect_model.py`, also installed as `gpt-inspect`. Returns the exit code."""
+    return run_cli(_inspect, argv)
+
+
+def _inspect(argv):
+    from .inspect import InspectConfig, inspect
+    from .interop import load_with_tokenizer
+
+    show_help(argv, InspectConfig(), "Look inside a trained model while it reads a text.")
+    flags, others = parse_flags(argv, InspectConfig)
+    if others:
+        raise UserError(f"unexpected argument {others[0]!r}; a text is given as --text {others[0]!r}")
+    inspect(InspectConfig(**flags), load=load_with_tokenizer)
+
+
+def convert_model(argv=None):
+    """The program `scripts/convert.py`, also installed as `gpt-convert`. Returns the exit code."""
+    return run_cli(_convert, argv)
+
+
+def _convert(argv):
+    from .interop.convert import ConvertConfig, convert_model
+
+    show_help(argv, ConvertConfig(), "Convert a model between the formats. Usage: convert.py SOURCE TARGET [--field "
+              "value ...]. SOURCE is a run folder, a Hugging Face folder or name on its hub, a .gguf or an .npz file.")
+    flags, others = parse_flags(argv, ConvertConfig)
+    if len(others) != 2:
+        raise UserError(f"give a source and a target, as in: convert.py out model.gguf (there are {len(others)} names)")
+    convert_model(*others, ConvertConfig(**flags))

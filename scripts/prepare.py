@@ -4,33 +4,42 @@
     python scripts/prepare.py --data shakespeare --tokenizer gpt2 --out_dir data/shakespeare_gpt2
 
 Cost: seconds for a few megabytes. A second run with the same text and tokenizer finds the folder and only opens it.
+`--help` lists every field. Exit codes: 0 done, 1 a fault of ours, 2 wrong input, 130 interrupted.
 """
-
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works without being installed
 
-import tyro  # noqa: E402
-
+from gpt.cli import parse_flags, run_cli, show_help  # noqa: E402
 from gpt.errors import UserError  # noqa: E402
 from gpt.text import load_text, prepare  # noqa: E402
 
 
-def main(
-    data: str = "pydocs", tokenizer: str = "char", out_dir: Path | None = None, val_fraction: float = 0.1
-) -> None:
-    """Tokenize a text into a folder of memory-mapped token files.
+@dataclass
+class PrepareConfig:
+    """What to tokenize, and where to."""
 
-    Args:
-        data: pydocs (documentation on this machine, no download), shakespeare, or the path of a text file or folder.
-        tokenizer: char, gpt2, cl100k_base, o200k_base, or the path of a tokenizer.json.
-        out_dir: folder for train.bin, val.bin, meta.json and tokenizer.json; default: one in the cache.
-        val_fraction: share of the characters, from the end, that is held out for validation.
-    """
-    corpus = load_text(data)
+    data: str = "pydocs"
+    """"pydocs" (documentation on this machine, no download), "shakespeare", or the path of a text file or folder."""
+    tokenizer: str = "char"
+    """"char", "word:10000", "bpe:4096" (made from the text), "gpt2", "cl100k_base", "o200k_base", or a path."""
+    out_dir: str | None = None
+    """Folder for train.bin, val.bin, meta.json and tokenizer.json; without it, one in the cache."""
+    val_fraction: float = 0.1
+    """Share of the characters, from the end, that is held out for validation."""
+
+
+def main(argv):
+    show_help(argv, PrepareConfig(), "Tokenize a text into a folder of memory-mapped token files.")
+    flags, others = parse_flags(argv, PrepareConfig)
+    if others:
+        raise UserError(f"unexpected argument {others[0]!r}; a text is given as --data {others[0]!r}")
+    config = PrepareConfig(**flags)
+    corpus = load_text(config.data)
     print(f"text       {corpus.description}; {corpus.size:,} bytes, sha256 {corpus.sha256}")
-    dataset = prepare(corpus, tokenizer, out_dir, val_fraction)
+    dataset = prepare(corpus, config.tokenizer, config.out_dir, config.val_fraction)
     print(f"tokenizer  {dataset.tokenizer.name}, {dataset.tokenizer.vocab_size:,} ids, {dataset.meta['dtype']}")
     for name, split in dataset.meta["splits"].items():
         per_token = f", {split['bytes'] / split['tokens']:.3f} bytes per token" if split["tokens"] else ""
@@ -39,10 +48,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(run_cli(main))

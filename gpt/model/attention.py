@@ -1,4 +1,5 @@
 """Causal self-attention with heads, optionally grouped queries, normalized queries and keys, rotary positions."""
+import tensorgrad as tg
 from tensorgrad import nn
 from tensorgrad.nn import functional as F
 
@@ -12,27 +13,60 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.kv_heads, config.head_dim
         # one product for queries, keys and values: rows are [q | k | v], head by head
-        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim,
+                                bias=config.bias if config.qkv_bias is None else config.qkv_bias)
+        self.c_proj = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.resid_dropout = nn.Dropout(config.dropout)
         self.dropout = config.dropout
-        self.rope = (config.block_size, config.head_dim, config.rope_theta) if config.position == "rotary" else None
+        self.window = config.block_size
+        self.rope = None
+        if config.position == "rotary":  # a table for up to 4096 positions, for more where texts are longer
+            self.rope = (min(config.block_size, 4096), config.head_dim, config.rope_theta)
+            self.rope_stretch = config.rope_stretch
 
-    def forward(self, x):
-        B, T, C = x.shape
+    def forward(self, x, step=None):
+        """`step`: a Step of the key-value cache, in which x (B, T, C) are new tokens after the cached ones."""
+        B, T, _ = x.shape
         nh, nkv, hs = self.n_head, self.n_kv_head, self.head_dim
-        q, k, v = self.c_attn(x).split([nh * hs, nkv * hs, nkv * hs], dim=-1)
-        q = q.view(B, T, nh, hs).transpose(1, 2)                               # (B, nh, T, hs)
-        k = k.view(B, T, nkv, hs).transpose(1, 2)                              # (B, nkv, T, hs)
-        v = v.view(B, T, nkv, hs).transpose(1, 2)                              # (B, nkv, T, hs)
+        q, k, v = self.heads(x, step)
+        mask, causal = None, True
+        if step is not None:
+            k, v = step.attended(k, v)                                         # (B, nkv, S, hs), all that may be seen
+            mask, causal = step.mask, step.fresh
+        elif T > self.window:                                                  # only where positions are not absolute
+            mask, causal = window_mask(T, self.window, x.device), False
+        if T == 1 and nkv != nh:  # the queries of a group stand where others have time: no copies of keys and values
+            q = q.reshape(B, nkv, nh // nkv, hs)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)        # (B, nkv, nh / nkv, hs)
+            y = y.reshape(B, nh, 1, hs)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, causal,
+                                               enable_gqa=nkv != nh)           # (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, nh * hs)                           # heads side by side
+        return self.resid_dropout(self.c_proj(y))
+
+    def heads(self, x, step=None):
+        """Queries (B, nh, T, hs), keys and values (B, nkv, T, hs) of x (B, T, C), normalized and rotated."""
+        B, T, _ = x.shape
+        nh, nkv, hs = self.n_head, self.n_kv_head, self.head_dim
+        heads = self.c_attn(x).view(B, T, nh + 2 * nkv, hs).transpose(1, 2)    # (B, nh + 2 nkv, T, hs)
+        q, k, v = heads.split([nh, nkv, nkv], dim=1)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            cos, sin = rotary_table(*self.rope, q.dtype, q.device)              # (block_size, hs) each
-            q, k = rotate(q, cos[:T], sin[:T]), rotate(k, cos[:T], sin[:T])
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True,
-                                           enable_gqa=nkv != nh)               # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, C)                                 # heads side by side
-        return self.resid_dropout(self.c_proj(y))
+            length, *rope = self.rope
+            last = T - 1 if step is None else step.last_position
+            while length <= last:
+                length *= 2
+            cos, sin = rotary_table(length, *rope, q.dtype, q.device, self.rope_stretch)  # (length, hs) each
+            cos, sin = (t[:T] if step is None else step.at_positions(t) for t in (cos, sin))
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+
+def window_mask(T, window, device):
+    """(T, T) bool: each position sees the `window` last ones, itself included."""
+    distance = tg.arange(T, device=device).unsqueeze(1) - tg.arange(T, device=device)
+    return (distance >= 0) & (distance < window)

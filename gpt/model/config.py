@@ -1,4 +1,5 @@
 """GPTConfig: the shape of a model, with nanoGPT's names."""
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -44,15 +45,31 @@ class GPTConfig:
     """Base of the wavelengths of rotary positions."""
     norm_eps: float = 1e-5
     """Added to the variance in the norms."""
+    head_size: int | None = None
+    """Dimensions per head; None: n_embd / n_head."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values, which Qwen2 has although it has no others; None: as `bias` says."""
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"
+    """How rotary wavelengths are stretched for longer texts: linear (all alike; Chen et al. 2023, "Position
+    interpolation"), llama3 (only the long ones; Llama 3.1)."""
+    rope_factor: float = 1.0
+    """Factor by which rope_scaling stretches."""
+    rope_low_freq_factor: float = 1.0
+    """llama3: wavelengths above rope_original_block_size / this are stretched in full."""
+    rope_high_freq_factor: float = 4.0
+    """llama3: wavelengths below rope_original_block_size / this stay; those between are stretched in part."""
+    rope_original_block_size: int = 8192
+    """llama3: the block_size before stretching."""
 
     def __post_init__(self):
-        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "ffn_dim"):
+        for name in ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "ffn_dim", "head_size",
+                     "rope_original_block_size"):
             value = getattr(self, name)
-            if value is None and name in ("n_kv_head", "ffn_dim"):
+            if value is None and name in ("n_kv_head", "ffn_dim", "head_size"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if self.n_embd % self.n_head:
+        if self.head_size is None and self.n_embd % self.n_head:
             raise UserError(f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; "
                             f"take n_embd {-(-self.n_embd // self.n_head) * self.n_head} or another n_head")
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
@@ -69,19 +86,32 @@ class GPTConfig:
                             f"not {self.head_dim}; take another n_head")
         if self.position == "sinusoidal" and self.n_embd % 2:
             raise UserError(f"position 'sinusoidal' needs an even n_embd, not {self.n_embd}")
-        for name in ("rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name in ("rope_theta", "norm_eps", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be above 0 and finite, not {getattr(self, name)!r}")
+        if self.rope_scaling == "llama3" and self.rope_high_freq_factor <= self.rope_low_freq_factor:
+            raise UserError(f"rope_high_freq_factor {self.rope_high_freq_factor} must be above rope_low_freq_factor "
+                            f"{self.rope_low_freq_factor}")
 
     @property
     def head_dim(self) -> int:
-        """Dimensions per head."""
-        return self.n_embd // self.n_head
+        """Dimensions per head, with the default filled in."""
+        return self.head_size or self.n_embd // self.n_head
 
     @property
     def kv_heads(self) -> int:
         """Number of key and value heads, with the default filled in."""
         return self.n_kv_head or self.n_head
+
+    @property
+    def rope_stretch(self) -> tuple | None:
+        """What `rotary_table` needs to stretch wavelengths; None where it does not."""
+        if self.rope_scaling == "none":
+            return None
+        if self.rope_scaling == "linear":
+            return self.rope_factor, None
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        return self.rope_factor, (self.rope_original_block_size / low, self.rope_original_block_size / high)
 
     @property
     def hidden_dim(self) -> int:

@@ -7,10 +7,12 @@ from tensorgrad.nn import functional as F
 
 from ..errors import UserError
 from .attention import CausalSelfAttention
+from .cache import KVCache, next_logits
 from .config import GPTConfig
 from .ffn import MLP
 from .norms import make_norm
 from .positions import sinusoidal_table
+from .sampling import check_sampling, next_token
 
 
 class Block(nn.Module):
@@ -24,11 +26,11 @@ class Block(nn.Module):
         self.ln_2 = make_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x):
+    def forward(self, x, step=None):
         if self.post:
-            x = self.ln_1(x + self.attn(x))
+            x = self.ln_1(x + self.attn(x, step))
             return self.ln_2(x + self.mlp(x))
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), step)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -68,25 +70,42 @@ class GPT(nn.Module):
         Without: logits (B, 1, V) of the last position only, and None. Raises UserError for sequences longer than
         block_size and ids outside the vocabulary."""
         self._check_ids(idx)
-        x = self.embed(idx)                                                    # (B, T, C)
-        for block in self.transformer.h:
-            x = block(x)
-        if self.config.norm_position == "pre":
-            x = self.transformer.ln_f(x)
+        x = self.hidden(idx)                                                   # (B, T, C)
         if targets is None:
             return self.lm_head(x[:, -1:]), None                               # (B, 1, V)
         logits = self.lm_head(x)                                               # (B, T, V)
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.reshape(-1))  # (B*T, V), (B*T,) -> ()
         return logits, loss
 
-    def embed(self, idx):
+    def hidden(self, idx, step=None):
+        """What the head reads: (B, T) -> (B, T, C). `step`: a Step of the key-value cache that idx continues."""
+        x = self.embed(idx, step)                                              # (B, T, C)
+        for block in self.transformer.h:
+            x = block(x, step)
+        return self.transformer.ln_f(x) if self.config.norm_position == "pre" else x
+
+    def decode(self, idx, step):
+        """Logits (B, V) after the last of each row's new tokens, idx (B, T), padded on the right; see `next_logits`."""
+        if step.fresh:
+            self._check_ids(idx)
+        x = self.hidden(idx, step)                                             # (B, T, C)
+        if step.padded:
+            x = x[tg.arange(step.rows, device=idx.device), tg.tensor(step.counts, device=idx.device) - 1]  # (B, C)
+        else:
+            x = x[:, -1]                                                       # (B, C)
+        step.finish()
+        return self.lm_head(x)
+
+    def embed(self, idx, step=None):
         """Token vectors, with position vectors where the model has them: (B, T) -> (B, T, C)."""
         T, config, transformer = idx.size(1), self.config, self.transformer
         x = transformer.wte(idx)                                               # (B, T, C)
         if config.position == "learned":
-            x = x + transformer.wpe(tg.arange(T, device=idx.device))           # (T, C), the same for all B
+            places = tg.arange(T, device=idx.device) if step is None else step.positions
+            x = x + transformer.wpe(places)                                    # (T, C) for all B alike, or (B, T, C)
         elif config.position == "sinusoidal":
-            x = x + sinusoidal_table(config.block_size, config.n_embd, x.dtype, x.device)[:T]
+            table = sinusoidal_table(config.block_size, config.n_embd, x.dtype, x.device)
+            x = x + (table[:T] if step is None else table[step.positions])     # (T, C) or (B, T, C)
         return transformer.drop(x)
 
     def _check_ids(self, idx):
@@ -138,42 +157,40 @@ class GPT(nn.Module):
         return optim.Muon(groups, lr=learning_rate, betas=betas, adjust_lr_fn="match_rms_adamw")
 
     @tg.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop=None):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, stop=None, do_sample=True,
+                 min_p=None, use_cache=True):
         """Continue idx (B, T) by up to `max_new_tokens` tokens and return all of it (B, T + new).
 
-        `temperature` divides the logits; 0 takes the likeliest token. `top_k` keeps the k likeliest tokens, `top_p` the
-        fewest whose probabilities sum to at least p. `stop`: a token id, or several, that ends a sequence; a sequence
-        that ended is filled up with its last token while others go on. Training mode is left as it is: call eval()
-        first."""
+        `temperature` divides the logits; 0, or do_sample=False, takes the likeliest token. `top_k` keeps the k
+        likeliest tokens, `top_p` the fewest whose probabilities sum to at least p, `min_p` those at least min_p times
+        as likely as the likeliest. `stop`: a token id, or several, that ends a sequence; a sequence that ended is
+        filled up with its last token while others go on. Past block_size the window slides, see cache.py;
+        `use_cache=False` computes all tokens anew for each, the same text in more time. Training mode is left as it is:
+        call eval() first.
+        Penalties, several samples, beams, streams and seeds per text: `gpt.inference.generate`."""
+        temperature = temperature if do_sample else 0
+        check_sampling(temperature, top_k, top_p, min_p)
         if stop is not None:
             stop = tg.tensor([stop] if isinstance(stop, int) else list(stop), device=idx.device)
+        block_size = self.config.block_size
+        texts = idx[:, -block_size:].tolist()
+        cache = KVCache(self, len(texts), len(texts[0]) + max_new_tokens) if use_cache else None
         done = tg.zeros(idx.size(0), 1, dtype=tg.bool, device=idx.device)      # (B, 1)
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -self.config.block_size:])                 # (B, 1, V)
-            token = next_token(logits[:, -1], temperature, top_k, top_p)       # (B, 1)
+            if use_cache:
+                logits = next_logits(self, texts, cache)                       # (B, V)
+            else:
+                window = tg.tensor(texts, device=idx.device)
+                if self.config.position in ("learned", "sinusoidal"):
+                    window = window[:, -block_size:]
+                logits = self.lm_head(self.hidden(window)[:, -1])              # (B, V)
+            token = next_token(logits, temperature, top_k, top_p, min_p)       # (B, 1)
             token = tg.where(done, idx[:, -1:], token)
             idx = tg.cat([idx, token], dim=1)                                  # (B, T + 1)
+            for text, new in zip(texts, token[:, 0].tolist(), strict=True):
+                text.append(new)
             if stop is not None:
-                done = (token == stop).any(dim=1, keepdim=True)            # (B, 1) == (number of stops,)
+                done = (token == stop).any(dim=1, keepdim=True)                # (B, 1) == (number of stops,)
                 if done.all():
                     break
         return idx
-
-
-def next_token(logits, temperature=1.0, top_k=None, top_p=None):
-    """Draw a token per row of logits (B, V): (B, 1). See `GPT.generate` for the arguments."""
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise UserError(f"temperature must be at least 0, top_k at least 1 and top_p in (0, 1], not {temperature}, "
-                        f"{top_k} and {top_p}")
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
-    if top_p is not None:
-        ordered = logits.sort(dim=-1, descending=True).values                  # (B, V)
-        probabilities = F.softmax(ordered, dim=-1)
-        ahead = probabilities.cumsum(dim=-1) - probabilities                   # of the likelier ones
-        threshold = ordered.masked_fill(ahead >= top_p, math.inf).amin(dim=-1, keepdim=True)
-        logits = logits.masked_fill(logits < threshold, -math.inf)
-    return tg.multinomial(F.softmax(logits, dim=-1), 1)

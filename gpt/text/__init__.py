@@ -8,18 +8,30 @@
 from .batches import IGNORE_INDEX, RandomWindows, SequentialWindows
 from .corpora import BUILT_IN, Corpus, load_text
 from .token_files import TokenDataset, check_length, open_dataset, prepare
-from .tokenizers import CharTokenizer, TiktokenTokenizer, Tokenizer, get_tokenizer, load_tokenizer
+from .tokenizers import (
+    BPETokenizer,
+    CharTokenizer,
+    StreamDecoder,
+    TiktokenTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    get_tokenizer,
+    load_tokenizer,
+)
 
 __all__ = [
+    "BPETokenizer",
     "BUILT_IN",
     "CharTokenizer",
     "Corpus",
     "IGNORE_INDEX",
     "RandomWindows",
     "SequentialWindows",
+    "StreamDecoder",
     "TiktokenTokenizer",
     "TokenDataset",
     "Tokenizer",
+    "WordTokenizer",
     "check_length",
     "get_tokenizer",
     "load_text",

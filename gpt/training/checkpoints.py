@@ -4,6 +4,9 @@
     out/last/        the same three files with the latest weights, and the rest of the training state:
                      train_state.safetensors (the optimizer's tensors), train_state.json (everything else)
 
+A run that trains an adapter (lora_r) has adapter.safetensors in the place of model.safetensors, and the path of the
+model it belongs to in config.toml.
+
 Nothing is ever half written: a file is written under a temporary name, fsynced and renamed; last/ is written as a whole
 new folder that then takes the place of the old one by a rename. A crash or a full disk leaves what was saved before.
 """
@@ -14,11 +17,14 @@ import tensorgrad as tg
 
 from ..errors import UserError
 from ..model.gpt import GPT
+from ..model.lora import adapter_names, adapter_state
 from ..text import load_tokenizer
 from .config import TrainConfig, read_run, run_toml
 from .files import complete_or_nothing, delete
+from .lora import MERGED, adapt
 
-CONFIG, TOKENIZER, WEIGHTS = "config.toml", "tokenizer.json", "model.safetensors"
+CONFIG, TOKENIZER, WEIGHTS, ADAPTER = "config.toml", "tokenizer.json", "model.safetensors", "adapter.safetensors"
+PEFT_FOLDER = "peft"
 METRICS = "metrics.jsonl"
 STATE_TENSORS, STATE_JSON = "train_state.safetensors", "train_state.json"
 
@@ -31,7 +37,7 @@ def refuse_taken(folder, config):
     folder = Path(folder)
     if config.resume and folder.resolve() == Path(config.resume).resolve():
         return
-    foreign = next((name for name in (CONFIG, TOKENIZER, WEIGHTS) if (folder / name).exists()), None)
+    foreign = next((name for name in (CONFIG, TOKENIZER, WEIGHTS, ADAPTER) if (folder / name).exists()), None)
     if foreign and not (folder / METRICS).exists():
         raise UserError(f"{folder} is not a run folder but holds a {foreign}; choose another --out_dir")
     if find_weights(folder) and not config.overwrite:
@@ -41,7 +47,8 @@ def refuse_taken(folder, config):
 
 def delete_run(folder):
     """Delete the run in `folder`, file by known file; anything else there is left alone."""
-    for name in (WEIGHTS, "last", "last.old", CONFIG, TOKENIZER, METRICS, "samples.txt", "loss.png"):
+    extra = (MERGED, PEFT_FOLDER) if (Path(folder) / METRICS).exists() else ()  # folders of a run, not merely so named
+    for name in (*extra, WEIGHTS, ADAPTER, "last", "last.old", CONFIG, TOKENIZER, METRICS, "samples.txt", "loss.png"):
         delete(Path(folder) / name)
 
 
@@ -54,8 +61,8 @@ def start_run(folder, config, tokenizer):
 
 
 def save_best(folder, model, **facts):
-    """Write model.safetensors; `facts` (iteration, val_loss ...) go into the file's metadata."""
-    with complete_or_nothing(Path(folder) / WEIGHTS, "the best weights") as path:
+    """Write model.safetensors, or adapter.safetensors; `facts` (iteration, val_loss ...) go into its metadata."""
+    with complete_or_nothing(Path(folder) / weights_file(model), "the best weights") as path:
         tg.save(weights_of(model), path, metadata={name: str(value) for name, value in facts.items()})
 
 
@@ -65,15 +72,22 @@ def save_last(folder, model, config, tokenizer, state):
         new.mkdir()
         tensors = {}
         tree = pack(state, tensors)
-        tg.save(weights_of(model), new / WEIGHTS)
+        tg.save(weights_of(model), new / weights_file(model))
         tg.save(tensors, new / STATE_TENSORS)
         (new / STATE_JSON).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
         (new / CONFIG).write_text(run_toml(config), encoding="utf-8")
         tokenizer.save(new / TOKENIZER)
 
 
+def weights_file(model):
+    """The name of the file for what `weights_of` gives."""
+    return ADAPTER if adapter_names(model) else WEIGHTS
+
+
 def weights_of(model):
-    """state_dict with a tied tensor once, under its first name."""
+    """What a run trains of its model: the adapter, or state_dict with a tied tensor once, under its first name."""
+    if adapter_names(model):
+        return adapter_state(model)
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
@@ -110,8 +124,14 @@ def last_folder(folder):
 
 def find_weights(folder):
     """The path of the weights in a run folder: the best ones, or the latest; None where there are none."""
-    places = [path / WEIGHTS for path in (Path(folder), last_folder(folder)) if path]
+    places = [path / name for path in (Path(folder), last_folder(folder)) if path for name in (WEIGHTS, ADAPTER)]
     return next((path for path in places if path.exists()), None)
+
+
+def holds_weights(folder):
+    """Is this a run folder whose weights are a whole model's?"""
+    weights = find_weights(folder)
+    return (Path(folder) / CONFIG).is_file() and (weights is None or weights.name == WEIGHTS)
 
 
 def load_last(folder, model):
@@ -128,18 +148,32 @@ def load_last(folder, model):
         raise UserError(f"{last / STATE_JSON}: damaged ({error}); start with --init_from {last}") from None
 
 
-def load_run(folder, device="cpu"):
+def load_run(folder, device="cpu", open_base=None):
     """(model, tokenizer, config) of a run folder: the best weights, or the latest while there are no best ones.
 
-    The model is on `device` and in evaluation mode. Raises UserError for a folder that is no run, or whose files do not
-    fit together; FileNotFoundError.
+    The model is on `device` and in evaluation mode. Where the run trained an adapter, its base model is opened by
+    `open_base(path)`, which gives a tuple that begins with the model; by default it is a run as well. Raises UserError
+    for a folder that is no run, or whose files do not fit together; FileNotFoundError.
     """
     folder = Path(folder)
     config = TrainConfig(**read_run(folder))
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    model = GPT(config.model_config(tokenizer.vocab_size)).to(getattr(tg, config.dtype))
+    if config.lora_r:
+        model, _, _ = adapted_base(config, open_base)
+    else:
+        model = GPT(config.model_config(tokenizer.vocab_size)).to(getattr(tg, config.dtype))
     load_weights(model, folder)
     return model.to(device).eval(), tokenizer, config
+
+
+def adapted_base(config, open_base=None):
+    """(model, tokenizer, Report): the base model of a run that trains an adapter, with that adapter untrained."""
+    if Path(config.init_from).is_absolute() and not Path(config.init_from).exists():  # else a name that is looked up
+        raise UserError(f"the base model of this adapter, {config.init_from}, is no longer there; put it back, or say "
+                        "where it is in the init_from of the run's config.toml")
+    base, tokenizer, *_ = (open_base or load_run)(config.init_from)
+    model, report = adapt(base, config)
+    return model, tokenizer, report
 
 
 def load_weights(model, folder):
@@ -147,8 +181,14 @@ def load_weights(model, folder):
     tensor that does not fit."""
     path = find_weights(folder)
     if path is None:
-        raise UserError(f"{folder}: no {WEIGHTS} in it; scripts/train.py writes one at its first evaluation")
-    weights, own = _load(path), weights_of(model)
+        raise UserError(f"{folder}: no {weights_file(model)} in it; scripts/train.py writes one at its first "
+                        "evaluation")
+    put_weights(model, _load(path), path)
+
+
+def put_weights(model, weights, path):
+    """Copy `weights`, a dict of Tensors that came from `path`, into `model`; they must be exactly its own."""
+    own = weights_of(model)
     remedy = "take the model's shape from the config.toml beside it (leave out n_layer, n_embd, ...), or train anew"
     for name, tensor in own.items():
         if name not in weights:
@@ -159,7 +199,8 @@ def load_weights(model, folder):
     unknown = next((name for name in weights if name not in own), None)
     if unknown:
         raise UserError(f"{path} has a tensor {unknown}, which the model does not; {remedy}")
-    model.load_state_dict(weights, strict=False)  # checked above; tied tensors are there under one name
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
 
 
 def _load(path):

@@ -21,7 +21,8 @@ class TrainConfig(GPTConfig):
 
     data: str = "pydocs"
     """Text to learn: "pydocs" (English documentation that is on this machine), "shakespeare", a file, a folder of
-    files, or a folder made by scripts/prepare.py, which brings its own tokenizer and validation part."""
+    files, a folder made by scripts/prepare.py, which brings its own tokenizer and validation part, or a .jsonl file
+    with {"text"}, {"prompt", "completion"} or {"messages"} on each line, where prompts are read but not learned."""
     tokenizer: str = "char"
     """"char", one of tiktoken's vocabularies ("gpt2", "cl100k_base", "o200k_base"), or a tokenizer.json."""
     val_fraction: float = 0.1
@@ -31,7 +32,8 @@ class TrainConfig(GPTConfig):
     overwrite: bool = False
     """Delete the run that out_dir already holds; without it such a folder is refused."""
     init_from: str = "scratch"
-    """"scratch", or the folder of a finished run whose weights, tokenizer and shape to start from (fine-tuning)."""
+    """"scratch", or what to start from (fine-tuning), with its weights, tokenizer and shape: the folder of a finished
+    run, a Hugging Face folder, or a .gguf file."""
     resume: str = ""
     """Folder of a run to continue exactly where it was saved; "auto" = out_dir if it holds one, else a new run."""
 
@@ -84,6 +86,21 @@ class TrainConfig(GPTConfig):
     min_lr: float = 6e-5
     """Lowest learning rate."""
 
+    lora_r: int = 0
+    """Rank of the LoRA adapters to train in place of the weights of init_from, which stay as they are; 0 = train all
+    weights."""
+    lora_alpha: float = 8.0
+    """What an adapter adds counts lora_alpha / lora_r times."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an input of an adapter."""
+    lora_targets: str = "c_attn"
+    """Layers to adapt: names or their ends with commas between ("q_proj,v_proj"), "all-linear", or "regex:" and an
+    expression for whole names."""
+    use_rslora: bool = False
+    """Adapters count lora_alpha / sqrt(lora_r) times."""
+    lora_merge: bool = False
+    """At the end, also write the model with the adapter in its weights, as a run folder: out_dir/merged."""
+
     sample_interval: int = 0
     """Steps between samples, shown and appended to samples.txt; 0 = none."""
     sample_tokens: int = 200
@@ -105,6 +122,10 @@ class TrainConfig(GPTConfig):
         for name in ("beta1", "beta2"):
             _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _require(self, "val_fraction", 0 < self.val_fraction < 1, "between 0 and 1")
+        _require(self, "lora_r", self.lora_r >= 0, "0 or more")
+        if self.lora_r and self.init_from == "scratch":
+            raise UserError("LoRA trains additions to a model that is there: name it with --init_from, or leave "
+                            "lora_r out")
 
     def model_config(self, vocab_size):
         """The GPTConfig of this run for a tokenizer of `vocab_size` tokens."""
@@ -130,11 +151,11 @@ def run_folder(path):
     return path.parent if path.name == "last" and not (path / "last").exists() else path
 
 
-def resolve(explicit, fallback=None):
+def resolve(explicit, fallback=None, shape_of=None):
     """The TrainConfig for the values given by files and flags, `explicit`, over those of `fallback`.
 
-    A run to resume brings its own values, which stand in the place of `fallback`; a run to start from (`init_from`)
-    brings the shape of its model. Raises UserError.
+    A run to resume brings its own values, which stand in the place of `fallback`; what to start from (`init_from`)
+    brings the shape of its model: `shape_of(init_from)` is a dict with it, by default a run's. Raises UserError.
     """
     fallback = fallback or {}
     values = fallback | explicit
@@ -148,7 +169,10 @@ def resolve(explicit, fallback=None):
         resume = str(run)
     elif init_from != "scratch":
         shape = {field.name for field in fields(GPTConfig)}
-        values = fallback | {name: value for name, value in read_run(init_from).items() if name in shape} | explicit
+        brought = (shape_of or read_run)(init_from)
+        values = fallback | {name: value for name, value in brought.items() if name in shape} | explicit
+        if values.get("lora_r") and Path(init_from).exists():  # wherever one stands when the adapter is used
+            values["init_from"] = str(Path(init_from).resolve())
     return TrainConfig(**values | {"resume": resume})
 
 

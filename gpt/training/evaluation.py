@@ -6,6 +6,7 @@ import tensorgrad as tg
 from tensorgrad.nn import functional as F
 
 from ..text import IGNORE_INDEX, RandomWindows, SequentialWindows
+from ..text.finetune import Examples, RandomExamples
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,19 @@ class Evaluation:
         return math.exp(-self.loss)
 
 
+def training_batches(split, block_size, batch_size, seed):
+    """The endless random batches of a split, token ids or Examples: an object with next() and a state."""
+    if isinstance(split, Examples):
+        return RandomExamples(split, batch_size, seed)
+    return RandomWindows(split, block_size, batch_size, seed)
+
+
 def validation_batches(tokens, block_size, batch_size, iters=0, seed=0):
     """The (inputs, targets) that an evaluation goes over: the whole of `tokens` in order, or `iters` random batches,
-    which are the same for the same `seed`."""
-    if iters == 0:
+    which are the same for the same `seed`. Examples are always gone over in order."""
+    if isinstance(tokens, Examples):
+        yield from tokens.in_order(batch_size)
+    elif iters == 0:
         yield from SequentialWindows(tokens, block_size, batch_size)
     else:
         windows = RandomWindows(tokens, block_size, batch_size, seed)

@@ -6,65 +6,125 @@ import tensorgrad as tg
 
 from ..errors import UserError
 from ..model.gpt import GPT
+from ..model.lora import merge_and_unload
 from ..text import load_tokenizer, open_dataset, prepare
+from ..text.finetune import Examples, is_examples, load_examples
 from ..text.token_files import META
 from .callbacks import Checkpoints, EarlyStopping, Samples
-from .checkpoints import METRICS, WEIGHTS, delete_run, last_folder, load_last, load_weights, refuse_taken, start_run
+from .checkpoints import (
+    METRICS,
+    adapted_base,
+    delete_run,
+    find_weights,
+    holds_weights,
+    last_folder,
+    load_last,
+    load_run,
+    load_weights,
+    put_weights,
+    refuse_taken,
+    save_best,
+    start_run,
+    weights_of,
+)
 from .logs import Console, LossPlot, MetricsFile
+from .lora import MERGED, merged_config
 from .settings import differences
 from .trainer import Interrupted, Trainer
 
 
-def train(config, say=print):
+def train(config, say=print, open_base=load_run, callbacks=()):
     """Train as `config`, a resolved TrainConfig, says, into `config.out_dir`. Returns the Trainer.
 
-    `say` prints a text. Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
+    `say` prints a text; `open_base(init_from)` gives a tuple that begins with model and tokenizer; `callbacks` are
+    further ones. Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
     """
     folder = Path(config.out_dir)
     if not config.eval_only:
         refuse_taken(folder, config)
-    trainer = make_trainer(config, say)
+    trainer = make_trainer(config, say, open_base)
     if config.eval_only:
         trainer.evaluate()
         return trainer
     if not config.resume:
         delete_run(folder)
     start_run(folder, config, trainer.dataset.tokenizer)
-    trainer.callbacks += run_callbacks(folder, config)
+    trainer.callbacks += [*run_callbacks(folder, config), *callbacks]
     name = shlex.quote(str(folder))
     try:
         trainer.fit()
     except Interrupted as interrupt:
         raise Interrupted(f"{interrupt}, saved in {folder / 'last'}; "
                           f"go on with: python scripts/train.py --resume {name}") from None
-    say(f"best val loss {trainer.best_val_loss:.4f} at iteration {trainer.best_iteration}, in {folder / WEIGHTS}\n"
+    say(f"best val loss {trainer.best_val_loss:.4f} at iteration {trainer.best_iteration}, in {find_weights(folder)}\n"
         f"sample from it: python scripts/sample.py --init_from {name}")
+    if config.lora_merge:
+        write_merged(folder, trainer)
+        say(f"merged     {folder / MERGED}: the model with the adapter in its weights")
     return trainer
 
 
-def make_trainer(config, say):
-    """The Trainer of a run: new, from the weights of a run (`init_from`), or continued (`resume`)."""
-    source = None if config.init_from == "scratch" else config.init_from
-    if config.resume:
-        source = last_folder(config.resume)
-    dataset = load_dataset(config, load_tokenizer(source) if source else None)
+def write_merged(folder, trainer):
+    """Write the best model of a run that trained an adapter as a run folder of plain weights; the trainer's model
+    becomes that model."""
+    model = trainer.model
+    load_weights(model, folder)
+    merge_and_unload(model)
+    start_run(folder / MERGED, merged_config(trainer.config, model, folder), trainer.dataset.tokenizer)
+    save_best(folder / MERGED, model, iter=trainer.best_iteration, val_loss=trainer.best_val_loss)
+
+
+def make_trainer(config, say, open_base=load_run):
+    """The Trainer of a run: new, from the weights of a model (`init_from`), or continued (`resume`)."""
     tg.manual_seed(config.seed)
-    model = GPT(config.model_config(dataset.tokenizer.vocab_size)).to(getattr(tg, config.dtype))
+    if config.lora_r:
+        model, tokenizer, report = adapted_base(config, open_base)
+        dataset = load_dataset(config, tokenizer)
+    else:
+        report, (model, dataset) = None, _whole_model(config, open_base)
     trainer = Trainer(model, config, dataset, [Console()])
     if config.resume:
         state = load_last(config.resume, model)
         trainer.load_state_dict(state)
-    elif source:
-        load_weights(model, source)
     describe(trainer, say)
+    if report:
+        say(f"adapter    {report}")
     if config.resume and state["tokens"] != [len(dataset.train), len(dataset.val)]:
         say("note       the text is not the one this run began with")
     return trainer
 
 
+def _whole_model(config, open_base):
+    """(model, dataset) of a run that trains all weights; those of a run to resume are not loaded yet."""
+    source = None if config.init_from == "scratch" else config.init_from
+    plain = config.resume or not source or holds_weights(source)  # ours, and no adapter of another model
+    if plain:
+        if config.resume:
+            source = last_folder(config.resume)
+        tokenizer = load_tokenizer(source) if source else None
+    else:
+        base, tokenizer, *_ = open_base(source)
+    dataset = load_dataset(config, tokenizer)
+    tg.manual_seed(config.seed)
+    model = GPT(config.model_config(dataset.tokenizer.vocab_size)).to(getattr(tg, config.dtype))
+    if not plain:
+        weights = weights_of(merge_and_unload(base))
+        positions = weights.get("transformer.wpe.weight")
+        if positions is not None:
+            weights["transformer.wpe.weight"] = positions[:config.block_size]  # shorter texts than it could read
+        put_weights(model, weights, source)
+    elif source and not config.resume:
+        load_weights(model, source)
+    return model, dataset
+
+
 def load_dataset(config, tokenizer=None):
-    """The tokens of `config.data`: a folder made by scripts/prepare.py, or a text, whose tokens are then kept in the
-    cache. `tokenizer` is the one that the model needs, None for a new one."""
+    """The tokens of `config.data`: a folder made by scripts/prepare.py, a JSONL file of examples, or a text, whose
+    tokens are then kept in the cache. `tokenizer` is the one that the model needs, None for a new one."""
+    if is_examples(config.data):
+        if tokenizer is None:
+            raise UserError(f"{config.data} holds examples to fine-tune on: say with --init_from which model")
+        return load_examples(config.data, tokenizer, config.block_size, config.val_fraction)
     if not (Path(config.data) / META).is_file():
         return prepare(config.data, tokenizer or config.tokenizer, val_fraction=config.val_fraction)
     dataset = open_dataset(config.data)
@@ -90,13 +150,17 @@ def describe(trainer, say):
     """Say what is about to be trained, on what, and where it goes."""
     config, dataset, meta = trainer.config, trainer.dataset, trainer.dataset.meta
     steps = max(0, config.max_iters - trainer.iteration)
-    passes = steps * config.tokens_per_step / len(dataset.train)
+    if isinstance(dataset.train, Examples):
+        per_step, unit = config.batch_size * config.gradient_accumulation_steps, "examples"
+    else:
+        per_step, unit = config.tokens_per_step, "tokens"
+    passes = steps * per_step / len(dataset.train)
     changed = "  ".join(f"{name}={value}" for name, value in differences(config).items())
     say(f"model      {trainer.model.num_params(non_embedding=False):,} parameters, {config.dtype} on {config.device}\n"
         f"text       {meta['text']}: {meta['description']}; {meta['text_bytes']:,} bytes, "
         f"sha256 {meta['text_sha256'][:12]}\n"
-        f"tokens     {len(dataset.train):,} to train on, {len(dataset.val):,} for validation; "
+        f"{unit:10} {len(dataset.train):,} to train on, {len(dataset.val):,} for validation; "
         f"{dataset.tokenizer.name} vocabulary of {dataset.tokenizer.vocab_size:,}\n"
-        f"steps      {steps:,} of {config.tokens_per_step:,} tokens: {passes:.2f} times the training text\n"
+        f"steps      {steps:,} of {per_step:,} {unit}: {passes:.2f} times the training text\n"
         f"settings   that are not the default: {changed}\n"
         f"writes to  {'nothing' if config.eval_only else config.out_dir}")

@@ -10,8 +10,9 @@ import tensorgrad as tg
 from tensorgrad.nn.utils import clip_grad_norm_
 
 from ..errors import UserError
-from ..text import RandomWindows, check_length
-from .evaluation import evaluate, validation_batches
+from ..text import check_length
+from ..text.finetune import Examples
+from .evaluation import evaluate, training_batches, validation_batches
 from .optimizers import make_optimizer, make_schedule
 
 
@@ -29,7 +30,8 @@ class Trainer:
         trainer = Trainer(model, config, dataset, callbacks=[MetricsFile("out/metrics.jsonl")])
         trainer.fit()
 
-    dataset: has `train` and `val`, 1-D arrays of token ids, and a `tokenizer`. The model is moved to `config.device`.
+    dataset: has `train` and `val`, 1-D arrays of token ids or Examples, and a `tokenizer`. The model is moved to
+    `config.device`.
 
     A run is a function of config, data and seed. The batches, the evaluations and the samples draw their random numbers
     independently of each other, and `state_dict()` holds everything else, so a resumed run repeats the bits of an
@@ -37,12 +39,13 @@ class Trainer:
     """
 
     def __init__(self, model, config, dataset, callbacks=()):
-        check_length(dataset.val, config.block_size if config.eval_iters else 1, "validation")
+        if not isinstance(dataset.val, Examples):
+            check_length(dataset.val, config.block_size if config.eval_iters else 1, "validation")
         self.model, self.config, self.dataset = model.to(config.device), config, dataset
         self.callbacks = list(callbacks)
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(config)
-        self.batches = RandomWindows(dataset.train, config.block_size, config.batch_size, config.seed)
+        self.batches = training_batches(dataset.train, config.block_size, config.batch_size, config.seed)
         self.token_bytes = dataset.tokenizer.token_bytes()
         self.iteration = 0                # optimizer steps done
         self.evaluated_at = None          # iteration of the latest evaluation
@@ -51,6 +54,7 @@ class Trainer:
         self.evaluations_since_best = 0
         self.saved_at = None              # iteration of the latest checkpoint, for the message when training fails
         self.stop_reason = None
+        self._step_tokens = 0             # that the latest step went over
         self._interrupted = False
         self._may_interrupt = False
 
@@ -106,18 +110,19 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         record = {"iter": self.iteration, "loss": loss, "lr": lr, "grad_norm": norm,
-                  "tokens_per_s": self.config.tokens_per_step / (time.perf_counter() - start)}
+                  "tokens_per_s": self._step_tokens / (time.perf_counter() - start)}
         self.iteration += 1
         self.emit("on_step", record)
 
     def _accumulate_gradients(self):
         """Forward and backward over the batches of one step; returns the mean loss."""
-        parts, total = self.config.gradient_accumulation_steps, 0.0
+        parts, total, self._step_tokens = self.config.gradient_accumulation_steps, 0.0, 0
         for _ in range(parts):
             x, y = self.batches.next()  # (B, T) each
             _, loss = self.model(tg.tensor(x, device=self.config.device), tg.tensor(y, device=self.config.device))
             (loss / parts).backward()
             total += loss.item() / parts
+            self._step_tokens += x.size
         return total
 
     def _check_finite(self, what, value, lr):

@@ -29,14 +29,13 @@ def routines(device):
 
 def _load():
     global _routines
-    from . import threaded
+    from . import threaded as best
 
-    _routines = threaded
     if LEVEL != "numpy":
         try:
-            from . import compiled_all as _routines
+            from . import compiled_all as best
         except ImportError as error:
             if LEVEL == "numba":
                 raise ImportError(f"TENSORGRAD_LEVEL=numba needs the extra fast: pip install numba ({error})") from None
-            _routines = threaded
-    return _routines
+    _routines = best
+    return best

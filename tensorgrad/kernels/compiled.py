@@ -58,6 +58,19 @@ def _exp(x):
 
 
 @njit_exact
+def _exp_shifted(x, top, rest):
+    """exp(x - top - rest), in this order: top is large and rest would drown in it."""
+    return _exp((x - top) - rest)
+
+
+@njit_exact
+def _logistic(e):
+    """s = 1 / (1 + e) and its slope s (1 - s) = (e s) s, in this order: 1 - s loses digits, e s s might overflow."""
+    s = _ONE / (_ONE + e)
+    return s, (e * s) * s
+
+
+@njit_exact
 def _tail(x, e):
     """1 - Phi(|x|) from x and e = exp(-x^2 / 2)."""
     t = _TWO / (_TWO + abs(x) * _SQRT_HALF)
@@ -110,8 +123,8 @@ def _gelu_tanh_backward(start, stop, x, g, dx):
     x, g, dx = x[start:stop], g[start:stop], dx[start:stop]
     for i in range(x.size):
         v = x[i]
-        s = _ONE / (_ONE + _exp(-_TWO * v * (_TANH_A + _TANH_B * v * v)))
-        dx[i] = g[i] * (s + v * s * (_ONE - s) * _TWO * (_TANH_A + _F(3) * _TANH_B * v * v))
+        s, slope = _logistic(_exp(-_TWO * v * (_TANH_A + _TANH_B * v * v)))
+        dx[i] = g[i] * (s + slope * (v * _TWO * (_TANH_A + _F(3) * _TANH_B * v * v)))
 
 
 @njit_fast
@@ -125,8 +138,8 @@ def _silu(start, stop, x, y):
 def _silu_backward(start, stop, x, g, dx):
     x, g, dx = x[start:stop], g[start:stop], dx[start:stop]
     for i in range(x.size):
-        s = _ONE / (_ONE + _exp(-x[i]))
-        dx[i] = g[i] * s * (_ONE + x[i] * (_ONE - s))
+        s, slope = _logistic(_exp(-x[i]))
+        dx[i] = g[i] * (s + x[i] * slope)
 
 
 SMALL = 1 << 12  # elements below which NumPy's overhead and ours are alike
@@ -187,7 +200,7 @@ def _layer_norm(start, stop, x, weight, bias, eps, y, mean, rstd):
 
 
 @njit_fast
-def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, dx, dweight, dbias):
+def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, dx, dweight, dbias, parts):
     width = x.shape[1]
     dw, db = np.zeros(width, _F), np.zeros(width, _F)
     for i in range(start, stop):
@@ -206,7 +219,7 @@ def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, dx, dweight, dbi
         for j in range(width):
             xhat = (row[j] - m) * r
             out[j] = (grad[j] * weight[j] - first - xhat * second) * r
-    part = 0 if start == 0 else 1 + start * 64 // x.shape[0]
+    part = start * parts // x.shape[0]  # which of the `parts` this is: it has a row of its own
     dweight[part], dbias[part] = dw, db
 
 
@@ -224,9 +237,16 @@ def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
         return threaded.layer_norm_backward(xp, x, weight, mean, rstd, g, affine)
     weight, _ = _affine(x, weight, None)
     dx = np.empty_like(x)
-    sums = np.zeros((2, 66, x.shape[1]), _F)  # a row of sums per thread, in the order of the parts
-    _rows(_layer_norm_backward, x, weight, mean, rstd, g, dx, sums[0], sums[1])
-    return (dx, sums[0].sum(0), sums[1].sum(0)) if affine else (dx, None, None)
+    sums = _row_sums(_layer_norm_backward, 2, x, weight, mean, rstd, g, dx)
+    return (dx, *sums) if affine else (dx, None, None)
+
+
+def _row_sums(kernel, count, x, *arrays):
+    """Run a kernel that also adds up rows, into a row of `count` tables per thread; the tables' sums."""
+    parts = pool().parts(len(x), _grain(x))
+    tables = np.zeros((count, parts, x.shape[1]), _F)
+    _rows(kernel, x, *arrays, *tables, parts)
+    return [table.sum(0) for table in tables]
 
 
 @njit_fast
@@ -244,7 +264,7 @@ def _rms_norm(start, stop, x, weight, eps, y, rstd):
 
 
 @njit_fast
-def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight):
+def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight, parts):
     width = x.shape[1]
     dw = np.zeros(width, _F)
     for i in range(start, stop):
@@ -258,7 +278,7 @@ def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight):
         along /= _F(width)
         for j in range(width):
             out[j] = (grad[j] * weight[j] - row[j] * r * along) * r
-    dweight[0 if start == 0 else 1 + start * 64 // x.shape[0]] = dw
+    dweight[start * parts // x.shape[0]] = dw
 
 
 def rms_norm(xp, x, weight, eps):
@@ -272,9 +292,9 @@ def rms_norm(xp, x, weight, eps):
 def rms_norm_backward(xp, x, weight, rstd, g, affine):
     if not usable(x, g):
         return threaded.rms_norm_backward(xp, x, weight, rstd, g, affine)
-    dx, sums = np.empty_like(x), np.zeros((66, x.shape[1]), _F)
-    _rows(_rms_norm_backward, x, _affine(x, weight, None)[0], rstd, g, dx, sums)
-    return dx, sums.sum(0) if affine else None
+    dx = np.empty_like(x)
+    (dw,) = _row_sums(_rms_norm_backward, 1, x, _affine(x, weight, None)[0], rstd, g, dx)
+    return dx, dw if affine else None
 
 
 def _affine(x, weight, bias):
@@ -287,7 +307,11 @@ def _affine(x, weight, bias):
 
 
 def _rows(kernel, x, *arrays):
-    pool().split(kernel, len(x), x, *arrays, grain=max(1, (1 << 14) // x.shape[1]))
+    pool().split(kernel, len(x), x, *arrays, grain=_grain(x))
+
+
+def _grain(x):
+    return max(1, (1 << 14) // x.shape[1])
 
 
 # ---- softmax and loss ------------------------------------------------------------------------------------------------
@@ -322,7 +346,7 @@ def _log_sum_exp(start, stop, x, lse):
         total = _F(0)
         for j in range(width):
             total += _exp(row[j] - top)
-        lse[i, 0] = np.log(total) + top
+        lse[i, 0], lse[i, 1] = top, np.log(total)
 
 
 @njit_fast
@@ -334,9 +358,9 @@ def _cross_entropy_backward(start, stop, x, target, lse, counted, g, dx):
             for j in range(width):
                 out[j] = _F(0)
             continue
-        s, shift = g[i], lse[i, 0]
+        s, top, rest = g[i], lse[i, 0], lse[i, 1]
         for j in range(width):
-            out[j] = _exp(row[j] - shift) * s
+            out[j] = _exp_shifted(row[j], top, rest) * s
         out[target[i]] -= s
 
 
@@ -357,11 +381,11 @@ def softmax(xp, x, dim):
 def cross_entropy(xp, logits, target, ignore_index):
     if not usable(logits) or not _ordinary(logits):
         return threaded.cross_entropy(xp, logits, target, ignore_index)
-    lse = np.empty((len(logits), 1), _F)
+    lse = np.empty((len(logits), 2), _F)
     _rows(_log_sum_exp, logits, lse)
     counted = target != ignore_index
     picked = logits[np.arange(len(target)), np.where(counted, target, 0)]
-    return np.where(counted, lse[:, 0] - picked, _F(0)), lse, counted
+    return np.where(counted, (lse[:, 0] - picked) + lse[:, 1], _F(0)), lse, counted
 
 
 def cross_entropy_backward(xp, logits, target, lse, counted, g):

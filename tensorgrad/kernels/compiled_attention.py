@@ -1,9 +1,10 @@
 """Causal and full attention for float32 on a CPU, compiled by Numba around BLAS products (extra `fast`).
 
 Tiles of TILE queries see only the keys they may look at, so causal attention does half the work. Forward keeps the
-output and one number per query, log sum exp of its scores; backward computes the probabilities again from it, so that
-no T x T matrix outlives a tile (Dao et al. 2022, arXiv:2205.14135). One task is a batch element and a key head with all
-the query heads that share it; tasks are spread over the pool and run without the GIL.
+output and two numbers per query, the largest score and the log of the sum of exponentials relative to it; backward
+computes the probabilities again from these, so that no T x T matrix outlives a tile (Dao et al. 2022,
+arXiv:2205.14135). One task is a batch element and a key head with all the query heads that share it; tasks are spread
+over the pool and run without the GIL.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from . import blas, threaded
-from .compiled import _ONE, _exp, njit_fast
+from .compiled import _ONE, _exp, _exp_shifted, njit_fast
 from .pool import pool
 from .reference import dropout_key
 
@@ -123,7 +124,7 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                         row[j] *= inverse
                     for j in range(last, m):
                         row[j] = _F(0)
-                    lse[b, h, i + r] = np.log(total) + top
+                    lse[b, h, i + r, 0], lse[b, h, i + r, 1] = top, np.log(total)
                     if drop:
                         _drop(row, ((b * heads + h) * rows + i + r) * columns, last, key[0], key[1], key[2], keep_scale)
                 _sgemm(
@@ -202,7 +203,7 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                 for r in range(n):
                     row, grow = p[r], ds[r]
                     last = min(i + r + 1, columns) if causal else columns
-                    shift = lse[b, h, i + r]
+                    top, rest = lse[b, h, i + r, 0], lse[b, h, i + r, 1]
                     o = carray(_pointer(op + 4 * (i + r) * strides[3, 2]), e)
                     do = carray(_pointer(gp + 4 * (i + r) * strides[4, 2]), e)
                     delta = _F(0)  # sum(dP P) = sum(dO O)
@@ -212,7 +213,7 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     if drop:
                         _drop(grow, first, last, key[0], key[1], key[2], keep_scale)
                     for j in range(last):
-                        x = _exp(row[j] - shift)
+                        x = _exp_shifted(row[j], top, rest)
                         row[j] = x
                         grow[j] = x * (grow[j] - delta) * scale
                     for j in range(last, m):
@@ -304,7 +305,7 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     shape, scale, drop, key, keep_scale = _options(q, k, v, scale, p, identity)
     batch, heads, rows = q.shape[:3]
     out = np.empty((batch, rows, heads, v.shape[3]), _F).transpose(0, 2, 1, 3)  # heads side by side in memory
-    lse = np.empty((batch, heads, rows), _F)
+    lse = np.empty((batch, heads, rows, 2), _F)
     pool().split(
         _forward,
         batch * k.shape[1],

@@ -12,7 +12,7 @@ def thread_count():
     """Threads to use: TENSORGRAD_THREADS, else the size of the affinity mask."""
     given = os.environ.get("TENSORGRAD_THREADS", "")
     if given:
-        if not given.isdigit() or int(given) < 1:
+        if not (given.isascii() and given.isdigit()) or int(given) < 1:
             raise ValueError(f"TENSORGRAD_THREADS must be a whole number of at least 1, not {given!r}")
         return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -66,19 +66,34 @@ class Pool:
                 function, args = tasks[-1]
                 function(*args)
             finally:
-                error = None
-                for worker in used:
-                    worker.done_lock.acquire()
-                    error, worker.error = error or worker.error, None
+                error = self._wait(used)
             if error is not None:
                 raise error
         finally:
             self._busy.release()
 
+    @staticmethod
+    def _wait(workers):
+        """Wait for all of them, also where Ctrl-C comes in between; the first error, or None."""
+        error = None
+        for worker in workers:
+            while True:
+                try:
+                    worker.done_lock.acquire()
+                    break
+                except BaseException as interrupt:  # raised again when no worker is left in the middle of a task
+                    error = interrupt
+            error, worker.error = error or worker.error, None
+        return error
+
+    def parts(self, n, grain=1):
+        """Into how many parts `split` divides range(n)."""
+        return max(1, min(self.threads, n // max(grain, 1)))
+
     def split(self, function, n, *args, grain=1, align=1):
         """function(start, stop, *args) over parts of range(n): at most one per thread, each at least `grain` long and
         (but for the last) a multiple of `align`."""
-        parts = max(1, min(self.threads, n // max(grain, 1)))
+        parts = self.parts(n, grain)
         if parts == 1:
             function(0, n, *args)
             return

@@ -8,6 +8,7 @@ from .blas import gemm
 from .pool import pool
 
 GRAIN = 1 << 21  # multiply-adds below which a second thread costs more than it saves
+WEIGHTS = 1 << 17  # elements of a matrix from which two threads read it faster than one
 
 
 def product(a, b, out=None, accumulate=False):
@@ -21,7 +22,8 @@ def product(a, b, out=None, accumulate=False):
 def split_product(a, b, out, accumulate=False, parts=None):
     """The product as a list of independent products of parts of the result."""
     (n, k), m = a.shape, b.shape[1]
-    parts = parts or min(pool().threads, n * k * m // GRAIN)
+    # few rows: reading the weights takes the time, so their size decides
+    parts = parts or min(pool().threads, max(n * k * m // GRAIN, k * m // WEIGHTS if n < 16 else 0))
     if parts < 2:
         return [(a, b, out, accumulate)]
     if n >= m:

@@ -206,19 +206,22 @@ def rms_norm_backward(xp, x, weight, rstd, g, affine):
 
 
 def cross_entropy(xp, logits, target, ignore_index):
-    """Loss per row, -log softmax(logits)[target], 0 where ignored; also log-sum-exp per row and what counts."""
+    """Loss per row, -log softmax(logits)[target], 0 where ignored; also log-sum-exp per row, as the largest logit
+    and the rest (their sum would lose digits of the rest), and what counts."""
     counted = target != ignore_index
     safe = xp.where(counted, target, 0)
     top = logits.max(axis=1, keepdims=True)
-    lse = xp.log(xp.exp(logits - top).sum(axis=1, keepdims=True)) + top
-    loss = lse[:, 0] - logits[xp.arange(len(target)), safe]
+    rest = xp.log(xp.exp(logits - top).sum(axis=1, keepdims=True))
+    loss = (top[:, 0] - logits[xp.arange(len(target)), safe]) + rest[:, 0]
+    lse = xp.concatenate([top, rest], axis=1)
     return xp.where(counted, loss, 0).astype(logits.dtype, copy=False), lse, counted
 
 
 def cross_entropy_backward(xp, logits, target, lse, counted, g):
     """(softmax - one_hot) * g per row, from the logits; g (n,) is the gradient of each row's loss."""
     g = xp.where(counted, g, 0).astype(logits.dtype, copy=False)
-    dx = logits - lse
+    dx = logits - lse[:, :1]
+    dx -= lse[:, 1:]
     xp.exp(dx, out=dx)
     dx[xp.arange(len(target)), xp.where(counted, target, 0)] -= 1
     dx *= g[:, None]
@@ -298,7 +301,7 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     total = scores.sum(axis=-1, keepdims=True)
     scores /= xp.where(total == 0, 1, total)
     out = _dropped(device, scores, p, identity) @ v
-    return out.reshape(out.shape[0], -1, *out.shape[3:]), (scores,)
+    return out.reshape(out.shape[0], q.shape[1] * q.shape[2], *out.shape[3:]), (scores,)
 
 
 def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
@@ -318,7 +321,8 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
 
 def _grouped(q, k, v):
     """q (B, G, H/G, T, d), k (B, G, 1, S, d), v (B, G, 1, S, e): the heads beside the keys that they share."""
-    return q.reshape(q.shape[0], k.shape[1], -1, *q.shape[2:]), k[:, :, None], v[:, :, None]
+    share = q.shape[1] // max(k.shape[1], 1)
+    return q.reshape(q.shape[0], k.shape[1], share, *q.shape[2:]), k[:, :, None], v[:, :, None]
 
 
 def _dropped(device, x, p, identity):

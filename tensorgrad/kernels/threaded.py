@@ -10,7 +10,7 @@ from .products import batched, product, run, run_pair, split_product
 from .reference import *  # noqa: F403
 from .reference import BLOCK, causal_bias
 
-ROWS = 1 << 15  # elements per block of a row-wise routine
+ROWS = 1 << 16  # elements per block of a row-wise routine
 
 
 def _flat(function, out, *arrays):
@@ -123,7 +123,7 @@ def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
     if not affine:
         return dx, None, None
     sums.sort(key=lambda s: s[0])  # the same order of additions whatever thread came first
-    return dx, np.sum([s[1] for s in sums], axis=0), np.sum([s[2] for s in sums], axis=0)
+    return dx, *(sum((s[k] for s in sums), np.zeros(x.shape[1], x.dtype)) for k in (1, 2))
 
 
 def rms_norm(xp, x, weight, eps):
@@ -145,12 +145,12 @@ def rms_norm_backward(xp, x, weight, rstd, g, affine):
 
     _by_rows(block, *x.shape)
     sums.sort(key=lambda s: s[0])
-    return dx, np.sum([s[1] for s in sums], axis=0) if affine else None
+    return dx, sum((s[1] for s in sums), np.zeros(x.shape[1], x.dtype)) if affine else None
 
 
 def cross_entropy(xp, logits, target, ignore_index):
     n = len(target)
-    loss, lse, counted = np.empty(n, logits.dtype), np.empty((n, 1), logits.dtype), np.empty(n, bool)
+    loss, lse, counted = np.empty(n, logits.dtype), np.empty((n, 2), logits.dtype), np.empty(n, bool)
 
     def block(i, j):
         loss[i:j], lse[i:j], counted[i:j] = reference.cross_entropy(np, logits[i:j], target[i:j], ignore_index)
@@ -188,9 +188,12 @@ def dropout(device, x, p, identity):
     return y
 
 
-# ---- attention: head by head, where causal in tiles that skip what is masked -----------------------------------------
+# ---- attention ------------------------------------------------------------------------------------------------------
+# Short sequences: some batch elements at a time, so that their scores fit the cache and NumPy's loops do the heads.
+# Long ones: head by head and, where causal, in tiles of queries that see only the keys they may look at.
 
 TILE = 64
+SHORT = 128 * 128  # scores of one head
 
 
 def attention(device, q, k, v, mask, causal, scale, p, identity):
@@ -201,13 +204,37 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     out = np.empty((batch, rows, heads, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # heads side by side in memory
     share = heads // k.shape[1]
 
-    def part(start, stop):
+    def by_head(start, stop):
         for task in range(start, stop):
             b, h = divmod(task, heads)
             _attend(q[b, h], k[b, h // share], v[b, h // share], probabilities[b, h], out[b, h], scale)
 
-    pool().split(part, batch * heads)
+    def by_batch(start, stop):
+        for i, j in _chunks(start, stop, heads * rows * columns):
+            scores = probabilities[i:j]
+            np.matmul(q[i:j], k[i:j].swapaxes(-1, -2), out=scores)
+            scores *= scale
+            scores += causal_bias(np, rows, columns, q.dtype)
+            _softmax_in_place(scores)
+            np.matmul(scores, v[i:j], out=out[i:j])
+
+    if share == 1 and rows * columns <= SHORT:
+        pool().split(by_batch, batch)
+    else:
+        pool().split(by_head, batch * heads)
     return out, (probabilities.reshape(batch, k.shape[1], share, rows, columns),)
+
+
+def _chunks(start, stop, size):
+    """Ranges of batch elements whose scores, `size` each, fit the cache."""
+    step = max(1, BLOCK // size)
+    return [(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+
+def _softmax_in_place(scores):
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores *= 1 / scores.sum(axis=-1, keepdims=True)
 
 
 def _attend(q, k, v, p, out, scale):
@@ -217,9 +244,7 @@ def _attend(q, k, v, p, out, scale):
         np.matmul(q[i:j], k[:j].T, out=scores)
         scores *= scale
         scores[:, i:] += causal_bias(np, j - i, j - i, q.dtype)
-        scores -= scores.max(axis=1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=1, keepdims=True)
+        _softmax_in_place(scores)
         p[i:j, j:] = 0
         np.matmul(scores, v[:j], out=out[i:j])
 
@@ -228,23 +253,23 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
     (probabilities,), (batch, heads), groups = kept, q.shape[:2], k.shape[1]
     if identity is not None or heads != groups or not q.size:
         return reference.attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
+    probabilities = probabilities[:, :, 0]
     dq, dk, dv = (
         np.empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype).transpose(0, 2, 1, 3) for x in (q, k, v)
     )
 
     def part(start, stop):
-        for task in range(start, stop):
-            i = divmod(task, heads)
-            weights = probabilities[i][0]
-            np.matmul(weights.T, g[i], out=dv[i])
-            ds = g[i] @ v[i].T
-            ds -= np.einsum("ij,ij->i", ds, weights)[:, None]
+        for i, j in _chunks(start, stop, probabilities[0].size):
+            weights, gradient = probabilities[i:j], g[i:j]
+            np.matmul(weights.swapaxes(-1, -2), gradient, out=dv[i:j])
+            ds = gradient @ v[i:j].swapaxes(-1, -2)
+            ds -= np.einsum("bhij,bhij->bhi", ds, weights)[..., None]
             ds *= weights
             ds *= scale
-            np.matmul(ds, k[i], out=dq[i])
-            np.matmul(ds.T, q[i], out=dk[i])
+            np.matmul(ds, k[i:j], out=dq[i:j])
+            np.matmul(ds.swapaxes(-1, -2), q[i:j], out=dk[i:j])
 
-    pool().split(part, batch * heads)
+    pool().split(part, batch)
     return dq, dk, dv
 
 

@@ -177,37 +177,43 @@ def dropout(input, p=0.5, training=True, inplace=False):
     return apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
 
 
-def _rows(name, input, normalized_shape, *affine):
+def _normalized(name, input, normalized_shape, *affine):
+    """The input with its normalised dimensions as one, and weight and bias (where given) as vectors."""
     shape = tuple(normalized_shape)
     if not shape or input.shape[-len(shape) :] != shape:
         raise OpError(f"{name}: {input.shape} does not end in normalized_shape {shape}")
     for t in affine:
         if t is not None and t.shape != shape:
             raise OpError(f"{name}: weight and bias must have shape {shape}, got {t.shape}")
+    given = [t for t in affine if t is not None]
+    if len(shape) == 1:
+        return input, given
     width = math.prod(shape)
-    return input.reshape(input.array.size // width if width else math.prod(input.shape[: -len(shape)]), width), width
+    return input.reshape(*input.shape[: -len(shape)], width), [t.reshape(width) for t in given]
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions `normalized_shape` (arXiv:1607.06450)."""
-    rows, width = _rows("layer_norm", input, normalized_shape, weight, bias)
     if bias is not None and weight is None:
         return layer_norm(input, normalized_shape, None, None, eps) + bias
-    affine = [t.reshape(width) for t in (weight, bias) if t is not None]
-    if ops.LEVEL == "composed" or not width or not rows.array.size:
-        return composed.layer_norm(rows, *affine, eps=eps).reshape(input.shape)
-    return apply(ops.LayerNorm, rows, *affine, eps=eps, bias=bias is not None).reshape(input.shape)
+    x, affine = _normalized("layer_norm", input, normalized_shape, weight, bias)
+    if ops.LEVEL == "composed" or not x.array.size:
+        y = composed.layer_norm(x, *affine, eps=eps)
+    else:
+        y = apply(ops.LayerNorm, x, *affine, eps=eps)
+    return y if x is input else y.reshape(input.shape)
 
 
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimensions; eps is the dtype's machine epsilon unless given
     (arXiv:1910.07467)."""
-    rows, width = _rows("rms_norm", input, normalized_shape, weight)
+    x, affine = _normalized("rms_norm", input, normalized_shape, weight)
     eps = float(np.finfo(input.array.dtype).eps) if eps is None else eps
-    affine = [] if weight is None else [weight.reshape(width)]
-    if ops.LEVEL == "composed" or not width or not rows.array.size:
-        return composed.rms_norm(rows, *affine, eps=eps).reshape(input.shape)
-    return apply(ops.RMSNorm, rows, *affine, eps=eps).reshape(input.shape)
+    if ops.LEVEL == "composed" or not x.array.size:
+        y = composed.rms_norm(x, *affine, eps=eps)
+    else:
+        y = apply(ops.RMSNorm, x, *affine, eps=eps)
+    return y if x is input else y.reshape(input.shape)
 
 
 def one_hot(tensor, num_classes=-1):

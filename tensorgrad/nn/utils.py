@@ -29,13 +29,13 @@ def _blocks(tensor):
 
 
 def merged(arrays):
-    """The arrays as flat ones, joined where they lie in one buffer with nothing but zero padding between them, as
+    """The arrays, those joined (and flat) that lie in one buffer with nothing but zero padding between them, as
     gradients of an optimizer's flat storage do."""
     runs = []
     for array in arrays:
         base = array.base
         if not isinstance(array, np.ndarray) or base is None or base.ndim != 1 or not array.flags.c_contiguous:
-            runs.append([None, 0, 0, array.reshape(-1)])
+            runs.append([None, 0, 0, array])
             continue
         start = (array.ctypes.data - base.ctypes.data) // array.itemsize
         if runs and runs[-1][0] is base and 0 <= start - runs[-1][2] < 64 // array.itemsize:
@@ -57,7 +57,7 @@ def get_total_norm(tensors, norm_type=2.0, error_if_nonfinite=False):
         total = xp.stack([abs(block).max() for block in blocks]).max()  # a maximum of Python's would lose nan
     elif norm_type == 2:
         squares = routines(device).sum_of_squares
-        total = sum(squares(xp, array) for array in merged([t.array for t in tensors])) ** 0.5
+        total = sum(squares(xp, array.reshape(-1)) for array in merged([t.array for t in tensors])) ** 0.5
     else:
         total = sum((abs(block) ** norm_type).sum(dtype="float64") for block in blocks) ** (1 / norm_type)
     norm = wrap(xp.asarray(total, tensors[0].dtype), device)
@@ -81,7 +81,10 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
             return norm
         finite = norm.device.type == "cpu" and math.isfinite(factor)  # nan must not reach the padding between them
         for array in merged([g.array for g in gradients]) if finite else [g.array for g in gradients]:
-            routines(norm.device).scale(norm.device.xp, array, factor)
+            if norm.device.type == "cpu" and array.flags.c_contiguous:
+                routines(norm.device).scale(norm.device.xp, array.reshape(-1), factor)
+            else:
+                array *= factor
         for grad in gradients:
             grad._bump()
     return norm

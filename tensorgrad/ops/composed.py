@@ -30,7 +30,9 @@ def softmax(x, dim):
 
 def log_softmax(x, dim):
     """x - log(sum(exp(x))) along dim."""
-    return x - x.logsumexp(dim, keepdim=True)
+    top = x.detach().amax(dim, keepdim=True)
+    z = x - top.masked_fill(top.isinf(), 0.0)
+    return z - z.exp().sum(dim, keepdim=True).log()
 
 
 def layer_norm(x, weight=None, bias=None, *, eps):

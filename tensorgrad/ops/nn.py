@@ -137,44 +137,48 @@ class LogSoftmax(Op):
 
 
 class LayerNorm(Fused):
-    """Over the last dimension of x (n, width); weight and bias (width) or absent."""
+    """Over the last dimension of x (..., width); weight and bias (width) or absent."""
 
-    def forward(ctx, x, *affine, eps, bias):
-        ctx.eps, ctx.has_bias = eps, bias
-        weight = affine[0] if affine else None
-        y, mean, rstd = routines(ctx.device).layer_norm(ctx.xp, x, weight, affine[1] if bias else None, eps)
+    def forward(ctx, x, *affine, eps):
+        ctx.eps = eps
+        weight, bias = (*affine, None, None)[:2]
+        rows = x.reshape(-1, x.shape[-1])
+        y, mean, rstd = routines(ctx.device).layer_norm(ctx.xp, rows, weight, bias, eps)
         ctx.save(x, *affine, mean, rstd)
-        return y
+        return y.reshape(x.shape)
 
     def define(ctx, *inputs):
         return composed.layer_norm(*inputs, eps=ctx.eps)
 
     def gradient(ctx, saved, g):
         x, *affine, mean, rstd = saved
-        grads = routines(ctx.device).layer_norm_backward(
-            ctx.xp, x, affine[0] if affine else None, mean, rstd, g, bool(affine)
-        )
-        return grads[: 1 + len(affine)]
+        rows, grows = x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1])
+        weight = affine[0] if affine else None
+        dx, dw, db = routines(ctx.device).layer_norm_backward(ctx.xp, rows, weight, mean, rstd, grows, bool(affine))
+        return (dx.reshape(x.shape), dw, db)[: 1 + len(affine)]
 
 
 class RMSNorm(Fused):
-    """Over the last dimension of x (n, width); weight (width) or absent."""
+    """Over the last dimension of x (..., width); weight (width) or absent."""
 
     name = "rms_norm"
 
     def forward(ctx, x, *affine, eps):
         ctx.eps = eps
-        y, rstd = routines(ctx.device).rms_norm(ctx.xp, x, affine[0] if affine else None, eps)
+        rows = x.reshape(-1, x.shape[-1])
+        y, rstd = routines(ctx.device).rms_norm(ctx.xp, rows, affine[0] if affine else None, eps)
         ctx.save(x, *affine, rstd)
-        return y
+        return y.reshape(x.shape)
 
     def define(ctx, *inputs):
         return composed.rms_norm(*inputs, eps=ctx.eps)
 
     def gradient(ctx, saved, g):
         x, *affine, rstd = saved
-        grads = routines(ctx.device).rms_norm_backward(ctx.xp, x, affine[0] if affine else None, rstd, g, bool(affine))
-        return grads[: 1 + len(affine)]
+        rows, grows = x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1])
+        weight = affine[0] if affine else None
+        dx, dw = routines(ctx.device).rms_norm_backward(ctx.xp, rows, weight, rstd, grows, bool(affine))
+        return (dx.reshape(x.shape), dw)[: 1 + len(affine)]
 
 
 class CrossEntropy(Fused):

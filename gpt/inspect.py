@@ -1,0 +1,268 @@
+"""Looking inside a model: what attends to what, what each layer would say, how surprising each token is.
+
+    seen = inspect_text(model, tokenizer, "To be, or not to be")
+    seen.attention[3][0]               # (T, T): layer 3, head 0; row = who looks, column = at what; rows sum to 1
+    seen.losses                        # (T - 1,) nats per token, from the second on
+    seen.lens[2][5]                    # what layer 2 would say after token 5: [(id, probability), ...]
+    seen.alternatives[5]               # the same of the whole model
+    write_pngs(seen, "pictures")       # attention.png, attention_L3H0.png, losses.png, lens.png
+
+The numbers come from a traced forward pass: attention probabilities are computed anew from queries and keys of each
+layer, and each layer's residual stream goes through the final norm and the head (nostalgebraist 2020, "logit lens").
+"""
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorgrad as tg
+from tensorgrad.nn import functional as F
+
+from .errors import UserError
+from .inference.processors import largest
+from .inference.sample import as_ids
+from .training.checkpoints import load_run
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_text` found. L layers, H heads, T tokens; NumPy arrays and lists."""
+
+    ids: list[int]
+    """The T token ids."""
+    pieces: list[str]
+    """Their texts."""
+    attention: list
+    """Probabilities per layer, each (H, T, T): row = query position, column = key position."""
+    losses: object
+    """-log p of tokens 1 ... T - 1 given those before, in nats: (T - 1,)."""
+    ranks: list[int]
+    """How many tokens were likelier than the actual one, for tokens 1 ... T - 1."""
+    lens: list
+    """Per layer (the last is the model's output), per position: the likeliest next tokens, [(id, probability)]."""
+
+    @property
+    def alternatives(self):
+        """Per position, the model's likeliest next tokens, [(id, probability)]."""
+        return self.lens[-1]
+
+
+@tg.no_grad()
+def attention_maps(model, idx):
+    """Attention probabilities of idx (B, T) per layer: a list of (B, H, T, T) Tensors, zero above the diagonal."""
+    return [probabilities for probabilities, _ in _trace(model, idx)]
+
+
+@tg.no_grad()
+def logit_lens(model, idx):
+    """What the head reads from the residual stream after each layer, for idx (B, T): a list of logits (B, T, V). The
+    last is the model's own output."""
+    return [_read(model, stream) for _, stream in _trace(model, idx)]
+
+
+@tg.no_grad()
+def token_losses(model, idx):
+    """-log p of each token given those before, in nats: (B, T) -> (B, T - 1)."""
+    logits = model.lm_head(model.hidden(idx))[:, :-1]                          # (B, T - 1, V)
+    return F.cross_entropy(logits.reshape(-1, logits.size(-1)), idx[:, 1:].reshape(-1),
+                           reduction="none").reshape(idx.size(0), -1)
+
+
+@tg.no_grad()
+def inspect_text(model, tokenizer, text, top=5):
+    """Everything about one text (or list of ids), as an Inspection with the `top` likeliest tokens everywhere. Leaves
+    the model in the mode it was in. Raises UserError for less than one token, or more than block_size."""
+    ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
+    if not 1 <= len(ids) <= model.config.block_size:
+        raise UserError(f"the text has {len(ids)} tokens; to look inside, give 1 to {model.config.block_size}, the "
+                        "model's block_size")
+    idx = tg.tensor([ids], device=next(model.parameters()).device)             # (1, T)
+    was_training = model.training
+    model.eval()
+    try:
+        attention, lens = [], []
+        for probabilities, stream in _trace(model, idx):
+            attention.append(probabilities[0].cpu().numpy())                   # (H, T, T)
+            logprobs = F.log_softmax(_read(model, stream)[0].cpu(), dim=-1)    # (T, V)
+            said = logprobs.exp()
+            lens.append([largest(row, top) for row in said])
+    finally:
+        model.train(was_training)
+    actual = tg.tensor(ids[1:], dtype=tg.int64).reshape(-1, 1)                 # (T - 1, 1)
+    told = logprobs[:-1].gather(1, actual)                                     # (T - 1, 1), by the last layer
+    ranks = (logprobs[:-1] > told).sum(dim=1).tolist() if len(ids) > 1 else []
+    return Inspection(ids, [show_token(tokenizer, i) for i in ids], attention, -told.reshape(-1).numpy(), ranks, lens)
+
+
+def show_token(tokenizer, token):
+    """A token id as text for people: line ends and blanks made visible; ids without text by their number."""
+    piece = tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
+    return piece.replace("\n", "\\n").replace("\t", "\\t").replace(" ", "\u2423") or f"[{token}]"
+
+
+def _trace(model, idx):
+    """(attention probabilities (B, H, T, T), residual stream (B, T, C)) of each layer in turn."""
+    model._check_ids(idx)
+    T = idx.size(1)
+    past = tg.ones(T, T, dtype=tg.bool, device=idx.device).tril()              # (T, T)
+    x = model.embed(idx)                                                       # (B, T, C)
+    for block in model.transformer.h:
+        q, k, _ = block.attn.heads(x if block.post else block.ln_1(x))         # (B, nh, T, hs), (B, nkv, T, hs)
+        k = k.repeat_interleave(q.size(1) // k.size(1), 1)                     # (B, nh, T, hs)
+        scores = q @ k.transpose(-1, -2) / q.size(-1) ** 0.5                   # (B, nh, T, T)
+        x = block(x)
+        yield F.softmax(scores.masked_fill(past.logical_not(), -float("inf")), dim=-1), x
+
+
+def _read(model, stream):
+    """Logits (B, T, V) that the head reads from a residual stream (B, T, C)."""
+    if model.config.norm_position == "pre":
+        stream = model.transformer.ln_f(stream)
+    return model.lm_head(stream)
+
+
+# ---- pictures ----
+
+def attention_figure(seen, layer=None, head=None):
+    """Heat-map of attention as a matplotlib Figure: one head of one layer, or averaged over what is None."""
+    layers = seen.attention if layer is None else [seen.attention[layer]]
+    maps = [probabilities if head is None else probabilities[head:head + 1] for probabilities in layers]
+    shown = sum(m.mean(axis=0) for m in maps) / len(maps)                      # (T, T)
+    size = 2.5 + 0.28 * len(seen.ids)
+    figure = _figure(size + 0.8, size)
+    axes = figure.subplots()
+    image = axes.imshow(shown, vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(seen.ids)), seen.pieces, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(seen.ids)), seen.pieces, fontsize=7)
+    name = "all layers" if layer is None else f"layer {layer}"
+    axes.set(title=f"Attention, {name}, {'all heads' if head is None else f'head {head}'}", xlabel="attended to",
+             ylabel="token")
+    figure.colorbar(image, label="probability", shrink=0.8)
+    return figure
+
+
+def losses_figure(seen):
+    """Bars of the loss per token, with the mean."""
+    figure = _figure(2.5 + 0.28 * len(seen.ids), 3.2)
+    axes = figure.subplots()
+    axes.bar(range(len(seen.losses)), seen.losses, color="tab:blue")
+    axes.axhline(seen.losses.mean(), color="tab:orange", label=f"mean {seen.losses.mean():.3f}")
+    axes.set_xticks(range(len(seen.losses)), seen.pieces[1:], rotation=90, fontsize=7)
+    axes.set(title="How surprising each token was", ylabel="loss (nats)")
+    axes.legend()
+    return figure
+
+
+def lens_figure(seen, tokenizer):
+    """Table of the likeliest next token after each token (columns) at each layer (rows), shaded by its probability."""
+    best = [[position[0] for position in layer] for layer in seen.lens]
+    figure = _figure(2 + 0.6 * len(seen.ids), 1.6 + 0.35 * len(best))
+    axes = figure.subplots()
+    image = axes.imshow([[p for _, p in layer] for layer in best], vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for y, layer in enumerate(best):
+        for x, (token, p) in enumerate(layer):
+            axes.text(x, y, show_token(tokenizer, token), ha="center", va="center", fontsize=7,
+                      color="white" if p > 0.6 else "black")
+    axes.set_xticks(range(len(seen.ids)), seen.pieces, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(best)), [f"layer {i}" for i in range(len(best))], fontsize=7)
+    axes.set_title("What each layer would say next")
+    figure.colorbar(image, label="probability")
+    return figure
+
+
+def write_pngs(seen, tokenizer, folder, heads=()):
+    """Write attention.png, lens.png, losses.png (of two or more tokens), and attention_L<layer>H<head>.png for each
+    (layer, head) in `heads` (None: averaged). Returns the paths. Raises UserError for a head that is not there."""
+    for layer, head in heads:
+        if not 0 <= (layer or 0) < len(seen.attention) or not 0 <= (head or 0) < len(seen.attention[0]):
+            raise UserError(f"no layer {layer}, head {head}: the model has layers 0 to {len(seen.attention) - 1} and "
+                            f"heads 0 to {len(seen.attention[0]) - 1}")
+    figures = {"attention.png": attention_figure(seen), "lens.png": lens_figure(seen, tokenizer)}
+    if len(seen.ids) > 1:
+        figures["losses.png"] = losses_figure(seen)
+    for layer, head in heads:
+        name = f"attention_L{'all' if layer is None else layer}H{'all' if head is None else head}.png"
+        figures[name] = attention_figure(seen, layer, head)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=120)
+    return [folder / name for name in figures]
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure  # pyplot would choose a window system
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install matplotlib") from None
+    return Figure(figsize=(min(width, 40), min(height, 40)), layout="constrained")
+
+
+# ---- the command ----
+
+@dataclass
+class InspectConfig:
+    """What to look at. Raises UserError for impossible values."""
+
+    init_from: str = "out"
+    """Folder of a run (its last/ folder for the latest instead of the best weights), Hugging Face folder or name on its
+    hub, or .gguf file."""
+    text: str = ""
+    """What the model reads."""
+    text_file: str = ""
+    """File with what the model reads."""
+    layer: int | None = None
+    """Also draw the attention of this layer (from 0); None: with --head, the average of all layers."""
+    head: int | None = None
+    """Also draw the attention of this head (from 0); None: with --layer, the average of all heads."""
+    top: int = 5
+    """How many alternatives to show per token."""
+    pictures: str = ""
+    """Folder for PNGs (needs matplotlib); none if empty."""
+    json: bool = False
+    """Print one JSON object with all numbers, attention included, instead of a table."""
+    device: str = "cpu"
+    """"cpu", "cuda" or "cuda:N"."""
+
+    def __post_init__(self):
+        if self.text and self.text_file:
+            raise UserError("give either --text or --text_file")
+        if self.top < 1:
+            raise UserError(f"top = {self.top}: must be 1 or more")
+
+
+def inspect(config, say=print, load=load_run):
+    """Read a text with the model that `load(config.init_from, config.device)` gives; `say` prints what was seen, a
+    table or JSON, and PNGs go into `config.pictures`. Returns the Inspection."""
+    if not config.text and not config.text_file:
+        raise UserError("give what the model shall read, as --text or --text_file")
+    model, tokenizer, *_ = load(config.init_from, config.device)
+    text = config.text or Path(config.text_file).read_text(encoding="utf-8", errors="replace")
+    seen = inspect_text(model, tokenizer, as_ids(tokenizer, text), config.top)
+    if config.json:
+        say(json.dumps({"ids": seen.ids, "pieces": seen.pieces, "losses": seen.losses.tolist(), "ranks": seen.ranks,
+                        "lens": seen.lens, "attention": [maps.tolist() for maps in seen.attention]}))
+    else:
+        for line in table(seen, tokenizer):
+            say(line)
+    if config.pictures:
+        heads = [] if config.layer is None and config.head is None else [(config.layer, config.head)]
+        paths = write_pngs(seen, tokenizer, config.pictures, heads)
+        if not config.json:
+            say("pictures: " + ", ".join(map(str, paths)))
+    return seen
+
+
+def table(seen, tokenizer):
+    """Lines: token, its loss and rank, and what the model would have said instead."""
+    yield f"{'token':<12} {'loss':>6} {'p':>6} {'rank':>5}  likeliest after it"
+    for i, piece in enumerate(seen.pieces):
+        told = ""
+        if i:
+            loss = float(seen.losses[i - 1])
+            told = f"{loss:6.2f} {math.exp(-loss):6.1%} {seen.ranks[i - 1]:5}"
+        after = "  ".join(f"{show_token(tokenizer, token)} {p:.0%}" for token, p in seen.alternatives[i])
+        yield f"{piece:<12} {told:>19}  {after}"
+    if len(seen.losses):
+        mean = float(seen.losses.mean())
+        yield f"mean loss {mean:.4f} nats per token: on average a token was given {math.exp(-mean):.2%}"

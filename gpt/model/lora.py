@@ -1,0 +1,347 @@
+"""LoRA: train small low-rank additions to the weights of a frozen model (Hu et al. 2021, "LoRA").
+
+    report = inject(model, LoRAConfig(r=8, lora_alpha=16, target_modules=["c_attn"]))    # freezes all else
+    print(report)                                     # which layers, and what share of the parameters is trained
+    state = adapter_state(model)                      # the adapter alone, by name
+    set_scale(model, 0.5); set_adapters(model, ["pirate"]); set_adapters(model, [])     # weaker; another; none
+    merge(model); unmerge(model)                      # into the weights, and back to the same bits
+    merge_and_unload(model)                           # a plain model again, with the adapter in its weights
+
+Names, arguments, defaults and initial values are those of PEFT. See lora_targets.py for what can be named.
+"""
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import tensorgrad as tg
+from tensorgrad import nn
+from tensorgrad.nn import functional as F
+
+from ..errors import UserError
+from .lora_targets import choose, find_targets
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What to adapt, and how. Raises UserError for impossible values."""
+
+    r: int = 8
+    """Rank: each adapted weight (out, in) gets B @ A with B (out, r), A (r, in)."""
+    lora_alpha: float = 8
+    """B @ A counts lora_alpha / r times."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an input of A in training."""
+    target_modules: tuple[str, ...] | str = ("c_attn",)
+    """Names or ends of names of the layers; a string is a regular expression, or "all-linear" (all but the head)."""
+    exclude_modules: tuple[str, ...] | str = ()
+    """What to leave out, written the same way."""
+    layers_to_transform: tuple[int, ...] | int | None = None
+    """Numbers of the blocks to adapt, if not all."""
+    layers_pattern: tuple[str, ...] | str = ()
+    """The words after which a block's number stands; any if empty."""
+    use_rslora: bool = False
+    """Count B @ A lora_alpha / sqrt(r) times (Kalajdzievski 2023, "Rank stabilization")."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks for some layers, by a regular expression for the end of their name."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Other lora_alpha for some layers."""
+
+    def __post_init__(self):
+        for r in (self.r, *self.rank_pattern.values()):
+            if not isinstance(r, int) or isinstance(r, bool) or r < 1:
+                raise UserError(f"the rank r of an adapter must be a whole number of at least 1, not {r!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora_dropout must be at least 0 and below 1, not {self.lora_dropout!r}")
+        for pattern in (self.target_modules, self.exclude_modules):
+            if isinstance(pattern, str):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UserError(f"{pattern!r} is no regular expression: {error}; separate entries make a "
+                                    "list") from None
+
+    def only(self, entry):
+        """The same with one entry of target_modules."""
+        return replace(self, target_modules=(entry,))
+
+    def for_target(self, target):
+        """(rank, factor of B @ A) of a Target."""
+        r, alpha = _by_pattern(self.rank_pattern, target, self.r), _by_pattern(self.alpha_pattern, target,
+                                                                               self.lora_alpha)
+        return r, alpha / (math.sqrt(r) if self.use_rslora else r)
+
+
+def _by_pattern(patterns, target, default):
+    return next((value for pattern, value in patterns.items()
+                 if any(re.match(rf"(.*\.)?({pattern})$", name) for name in target.names)), default)
+
+
+class LowRank(nn.Module):
+    """scale * B @ A, for the rows `target.rows` of a layer's weight: x (..., in) -> (..., number of rows).
+
+    A (r, in) starts as PEFT's, uniform in +-1/sqrt(in); B (rows, r) at zero, so that the model is unchanged at first.
+    """
+
+    def __init__(self, linear, target, r, scale, dropout):
+        super().__init__()
+        start, stop = target.rows
+        weight = linear.weight
+        dtype = tg.promote_types(weight.dtype, tg.float32)  # trained in full precision over a 16-bit weight
+        self.target, self.base_scale, self.strength, self.dropout = target, scale, 1.0, dropout
+        self.lora_A = nn.Parameter(tg.empty(r, linear.in_features, dtype=dtype, device=weight.device))
+        self.lora_B = nn.Parameter(tg.zeros(stop - start, r, dtype=dtype, device=weight.device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    @property
+    def scale(self):
+        """The factor of B @ A: lora_alpha / r (rslora: / sqrt(r)), times what `set_scale` asked for."""
+        return self.base_scale * self.strength
+
+    def forward(self, x):
+        x = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
+        return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale    # (..., in) -> (..., r) -> (..., rows)
+
+    def delta(self):
+        """What it adds to its rows of the weight: (rows, in)."""
+        return (self.lora_B @ self.lora_A) * self.scale
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer with adapters by name: y = x @ weight.T + bias + what the active adapters add.
+
+    It takes the place of `linear` and has its very weight and bias, under the same names. An adapter is a list of
+    LowRank parts, one for the whole layer or several for different blocks of its rows."""
+
+    def __init__(self, linear):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self.training = linear.training
+        self.adapters = nn.ModuleDict()    # name -> ModuleList of LowRank, ordered by their rows
+        self.active = ()                   # names of the adapters that count
+        self._unmerged = None              # (the weight,) while `weight` is another one with the adapters in it
+
+    @property
+    def is_merged(self):
+        return self._unmerged is not None
+
+    def forward(self, x):
+        y = super().forward(x)                                                 # (..., out)
+        if not self.is_merged:
+            for name in self.active:
+                y = y + self._added(self.adapters[name], x).to(y.dtype)
+        return y
+
+    def _added(self, parts, x):
+        """The outputs of the parts side by side, zero for rows that none of them has: (..., in) -> (..., out)."""
+        if len(parts) == 1 and parts[0].target.is_whole:
+            return parts[0](x)
+        pieces, at = [], 0
+        for part in parts:
+            start, stop = part.target.rows
+            pieces += [_zeros(x, start - at, part), part(x)]
+            at = stop
+        pieces.append(_zeros(x, self.out_features - at, parts[0]))
+        return tg.cat([piece for piece in pieces if piece.size(-1)], dim=-1)
+
+    @tg.no_grad()
+    def merge(self):
+        """Compute with weight + what the active adapters add, in a weight of its own."""
+        if self.is_merged or not self.active:
+            return
+        weight = self.weight.detach().clone()                                  # (out, in)
+        for name in self.active:
+            for part in self.adapters[name]:
+                start, stop = part.target.rows
+                weight[start:stop] += part.delta().to(weight.dtype)
+        self._unmerged = (self.weight,)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def unmerge(self):
+        """Take back the weight that `merge` put aside: the same bits."""
+        if self.is_merged:
+            merged, self.weight = self.weight, self._unmerged[0]
+            if (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype):  # moved in between
+                self.weight.data = self.weight.data.to(device=merged.device, dtype=merged.dtype)
+            self._unmerged = None
+
+    def plain(self):
+        """An nn.Linear with this weight and bias."""
+        linear = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(linear)
+        linear.in_features, linear.out_features, linear.training = self.in_features, self.out_features, self.training
+        linear.weight = self.weight
+        linear.register_parameter("bias", self.bias)
+        return linear
+
+
+def _zeros(x, size, part):
+    return tg.zeros(*x.shape[:-1], size, dtype=part.lora_A.dtype, device=x.device)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inject` did; str() says it in a line or two."""
+
+    config: LoRAConfig
+    targets: list
+    trained: int
+    total: int
+
+    @property
+    def share(self):
+        """Trained parameters over all parameters, the adapter included."""
+        return self.trained / self.total
+
+    def __str__(self):
+        kinds = Counter(re.sub(r"\.\d+\.", ".*.", target.name) for target in self.targets)
+        names = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in kinds.items())
+        return (f"LoRA of rank {self.config.r} on {len(self.targets)} projections: {names}; "
+                f"trains {self.trained:,} of {self.total:,} parameters ({self.share:.3%})")
+
+
+def inject(model, config, name=DEFAULT, targets=None):
+    """Add an adapter called `name` to `model`, in place, activate it alone and freeze everything else.
+
+    config: a LoRAConfig; it chooses the layers, unless `targets`, a list of Targets, says them. Returns a Report.
+    Raises UserError where a pattern matches nothing, and for a name that is taken or has a dot in it."""
+    if name in adapter_names(model) or not name or "." in name:
+        raise UserError(f"an adapter cannot be called {name!r}: a name has no dot and is used once; this model has "
+                        f"{', '.join(adapter_names(model)) or 'none yet'}")
+    _refuse_merged(model)
+    chosen = choose(config, find_targets(model)) if targets is None else targets
+    for target in chosen:
+        layer = _adapted(model, target.layer)
+        if name not in layer.adapters:
+            layer.adapters[name] = nn.ModuleList()
+        part = LowRank(layer, target, *config.for_target(target), config.lora_dropout)
+        layer.adapters[name].append(part.train(layer.training))
+    model.lora_configs = adapter_configs(model) | {name: config}
+    model.requires_grad_(False)
+    set_adapters(model, [name])
+    parameters = list(model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return Report(config, chosen, trained, sum(p.numel() for p in parameters))
+
+
+def _adapted(model, path):
+    """The LoRALinear at `path`, put there in place of the linear layer if need be."""
+    layer = model.get_submodule(path)
+    if not isinstance(layer, LoRALinear):
+        layer = LoRALinear(layer)
+        _replace(model, path, layer)
+    return layer
+
+
+def _replace(model, path, module):
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def _layers(model):
+    return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def adapter_configs(model):
+    """{adapter name: LoRAConfig} of a model."""
+    return dict(getattr(model, "lora_configs", {}))
+
+
+def adapter_names(model):
+    """The names of a model's adapters, in the order they were added."""
+    return list(adapter_configs(model))
+
+
+def parts(model, name=DEFAULT):
+    """The LowRank parts of an adapter, in the order of the layers. Raises UserError for an unknown name."""
+    _known(model, [name])
+    return [part for layer in _layers(model).values() if name in layer.adapters for part in layer.adapters[name]]
+
+
+def active_adapters(model):
+    """The names of the adapters that count."""
+    return sorted({name for layer in _layers(model).values() for name in layer.active})
+
+
+def set_adapters(model, names):
+    """Let exactly these adapters count, their sum where there are several, and be trained; [] is the model without."""
+    _known(model, names)
+    _refuse_merged(model)
+    for layer in _layers(model).values():
+        layer.active = tuple(name for name in names if name in layer.adapters)
+        for name, adapter in layer.adapters.items():
+            adapter.requires_grad_(name in names)
+
+
+def set_scale(model, scale, name=DEFAULT):
+    """Let an adapter count `scale` times what it was trained with: 1 as trained, 0 not at all."""
+    _refuse_merged(model)
+    for part in parts(model, name):
+        part.strength = float(scale)
+
+
+def merge(model):
+    """Put the active adapters into the weights: no cost when run, and `unmerge` gives back the same bits, as the
+    weights as they were are kept beside the merged ones. They are not trained while merged."""
+    for layer in _layers(model).values():
+        layer.merge()
+
+
+def unmerge(model):
+    """Take the adapters out of the weights again; bit for bit the weights before `merge`."""
+    for layer in _layers(model).values():
+        layer.unmerge()
+
+
+def merge_and_unload(model):
+    """Put the active adapters into the weights for good, in place: afterwards `model` has plain layers and no adapters.
+    Weights stay frozen. A head that was tied to the embedding has weights of its own if it was adapted. Returns it."""
+    merge(model)
+    for path, layer in _layers(model).items():
+        _replace(model, path, layer.plain())
+    model.__dict__.pop("lora_configs", None)
+    config = getattr(model, "config", None)
+    if getattr(config, "tie_weights", False) and model.lm_head.weight is not model.transformer.wte.weight:
+        model.config = replace(config, tie_weights=False)
+    return model
+
+
+def adapter_state(model, name=DEFAULT):
+    """{"transformer.h.0.attn.c_attn.lora_A.weight": Tensor (r, in), "...lora_B.weight": Tensor (rows, r), ...}: the
+    adapter alone, sharing memory."""
+    return {f"{part.target.name}.lora_{which}.weight": getattr(part, f"lora_{which}").detach()
+            for part in parts(model, name) for which in "AB"}
+
+
+def load_adapter_state(model, state, name=DEFAULT, source="the adapter"):
+    """Copy what `adapter_state` gave into an adapter of the same shape. Nothing is written if anything does not fit:
+    UserError naming the tensor; `source` says where they come from."""
+    own = adapter_state(model, name)
+    for key in [*own, *state]:
+        if key not in state:
+            raise UserError(f"{source} has no tensor {key}, which the adapter {name!r} needs; was it made for other "
+                            "target_modules?")
+        if key not in own:
+            raise UserError(f"{source} has a tensor {key} that has no place in the adapter {name!r}; was it made for "
+                            "other target_modules?")
+        if tuple(state[key].shape) != tuple(own[key].shape):
+            raise UserError(f"{source}: {key} has shape {tuple(state[key].shape)}, here it has "
+                            f"{tuple(own[key].shape)}; the rank or the model is another one")
+    for key, tensor in own.items():
+        tensor.copy_(tg.as_tensor(state[key]))
+
+
+def _known(model, names):
+    have = adapter_names(model)
+    for name in names:
+        if name not in have:
+            raise UserError(f"no adapter {name!r}; this model has {', '.join(have) or 'none'}")
+
+
+def _refuse_merged(model):
+    if any(layer.is_merged for layer in _layers(model).values()):
+        raise UserError("the adapters are merged into the weights; unmerge the model first")

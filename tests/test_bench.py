@@ -1,0 +1,95 @@
+"""scripts/bench.py: what its last line holds, and that its PyTorch peer is the same model."""
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tensorgrad as tg
+from gpt import GPT, GPTConfig
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def bench(*arguments):
+    command = [sys.executable, str(SCRIPTS / "bench.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def last_line(*arguments):
+    done = bench(*arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {"benchmark", "machine", "results", "skipped"} <= set(result)
+    assert {"cpu", "cores", "threads", "versions", "revision"} <= set(result["machine"])
+    return result
+
+
+def test_train(tmp_path):
+    path = tmp_path / "train.json"
+    result = last_line("train", "--size", "S", "--steps", "1", "--rounds", "1", "--level", "numpy", "--threads", "1",
+                       "--json", str(path))
+    assert json.loads(path.read_text()) == result
+    rows = {row["contender"]: row for row in result["results"]}
+    ours = rows["ours numpy"]
+    assert {"ms", "min_ms", "cpu_ms", "tokens_per_s", "peak_mb", "speed_vs_torch", "memory_vs_torch"} <= set(ours)
+    assert ours["ms"] > 0 and ours["tokens_per_s"] == pytest.approx(1e3 * 12 * 64 / ours["ms"])
+    assert ours["peak_mb"] >= ours["imported_mb"] > 0
+    assert 0 < ours["loss"] < 4.3  # ln 65 = 4.17, and the one batch is being learned
+    if importlib.util.find_spec("torch") is None:
+        assert result["skipped"] == {"torch eager at S": "torch is not installed"}
+        assert ours["speed_vs_torch"] is None
+    else:
+        torch = rows["torch eager"]
+        assert ours["speed_vs_torch"] == pytest.approx(torch["ms"] / ours["ms"])
+        assert ours["memory_vs_torch"] == pytest.approx(torch["peak_mb"] / ours["peak_mb"])
+        assert torch["parameters"] == ours["parameters"]
+
+
+def test_import():
+    result = last_line("import", "--rounds", "1", "--threads", "1", "--peers", "none")
+    imports = {row["module"]: row for row in result["results"] if "module" in row}
+    assert imports["numpy"]["over_numpy"] == 1
+    assert imports["tensorgrad"]["over_numpy"] == pytest.approx(imports["tensorgrad"]["ms"] / imports["numpy"]["ms"])
+    adds = {row["library"]: row["microseconds"] for row in result["results"] if "library" in row}
+    assert adds["tensorgrad"] > adds["numpy"] > 0
+
+
+def test_wrong_input_exits_with_2_and_failures_of_ours_with_1():
+    assert bench("train", "--size", "XXL").returncode == 2
+    assert bench("train", "--steps", "0").returncode == 2
+    done = bench("train", "--against", "no-such-revision")
+    assert done.returncode == 2 and "no-such-revision" in done.stderr
+    done = bench("train", "--size", "S", "--dropout", "7", "--peers", "none", "--rounds", "1")
+    assert done.returncode == 1 and "dropout" in done.stderr.splitlines()[-1]
+
+
+def test_torch_peer_is_the_same_model(monkeypatch):
+    torch = pytest.importorskip("torch", reason="the peer is written in PyTorch")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from benchmarks.peers import TorchGPT
+    from benchmarks.sizes import Size
+
+    size = Size(batch=2, block=8, layers=2, heads=2, width=16, vocab=11, dropout=0.0, steps=1, warm_up=0)
+    ours = GPT(GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=16))
+    assert [tuple(p.shape) for p in ours.parameters()] == size.parameter_shapes()
+    peer = TorchGPT(size)
+    names = dict(peer.named_parameters())
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            names.pop(name).copy_(torch.from_numpy(p.detach().numpy()))
+    assert not names
+    idx, targets = tg.randint(0, 11, (2, 8)), tg.randint(0, 11, (2, 8))
+    optimizers = [model.configure_optimizers(0.1, 1e-3, (0.9, 0.99)) for model in (ours, peer)]
+    for _ in range(3):
+        losses = []
+        for library, model, optimizer in zip((tg, torch), (ours, peer), optimizers, strict=True):
+            _, loss = model(*(library.from_numpy(x.numpy()) for x in (idx, targets)))
+            optimizer.zero_grad()
+            loss.backward()
+            library.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,0 +1,122 @@
+"""Looking inside: attention maps, logit lens and losses against the model's own numbers and definitions."""
+import math
+
+import numpy as np
+import pytest
+from model_variants import TINY, VARIANTS
+
+import tensorgrad as tg
+from gpt import GPT, GPTConfig
+from gpt.errors import UserError
+from gpt.inspect import (
+    attention_figure,
+    attention_maps,
+    inspect_text,
+    logit_lens,
+    show_token,
+    table,
+    token_losses,
+    write_pngs,
+)
+from gpt.text import CharTokenizer
+
+LETTERS = CharTokenizer("\n abcdefghi")  # 11 ids
+
+
+def lively(name):
+    tg.manual_seed(5)
+    model = GPT(GPTConfig(**{**TINY, **VARIANTS[name]})).double().eval()
+    with tg.no_grad():
+        for p in model.parameters():
+            p.add_(tg.randn(*p.shape, dtype=tg.float64) * 0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_maps_are_what_attention_used(name):
+    """Rows are distributions over the past, and with them the values give what attention passes on."""
+    model = lively(name)
+    idx = tg.tensor(np.random.default_rng(0).integers(11, size=(2, 7)))
+    passed_on = []
+    handles = [block.attn.c_proj.register_forward_pre_hook(lambda module, args: passed_on.append(args[0]))
+               for block in model.transformer.h]
+    with tg.no_grad():
+        model(idx)
+    for handle in handles:
+        handle.remove()
+    values = []
+    handles = [block.attn.c_attn.register_forward_hook(lambda module, args, out: values.append(out))
+               for block in model.transformer.h]
+    maps = attention_maps(model, idx)
+    for handle in handles:
+        handle.remove()
+    attn = model.transformer.h[0].attn
+    nh, nkv, hs = attn.n_head, attn.n_kv_head, attn.head_dim
+    for layer, found in enumerate(maps):
+        found = found.numpy()
+        assert found.shape == (2, nh, 7, 7) and np.array_equal(found, np.tril(found))
+        np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-12)
+        v = values[2 * layer].numpy()[..., -nkv * hs:].reshape(2, 7, nkv, hs).repeat(nh // nkv, axis=2)
+        expected = np.einsum("bhts,bshd->bthd", found, v).reshape(2, 7, nh * hs)
+        np.testing.assert_allclose(passed_on[layer].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["default", "post_norm", "modern", "untied"])
+def test_lens_and_losses(name):
+    model = lively(name)
+    idx = tg.tensor(np.random.default_rng(0).integers(11, size=(2, 7)))
+    with tg.no_grad():
+        targets = tg.cat([idx[:, 1:], tg.full((2, 1), -100)], dim=1)
+        logits, loss = model(idx, targets)
+    lens = logit_lens(model, idx)
+    assert len(lens) == 2 and not np.allclose(lens[0].numpy(), lens[1].numpy())
+    np.testing.assert_allclose(lens[-1].numpy(), logits.numpy(), atol=1e-12)
+    losses = token_losses(model, idx)
+    assert losses.shape == (2, 6) and math.isclose(losses.mean().item(), loss.item(), rel_tol=1e-12)
+    short = GPT(GPTConfig(**{**TINY, **VARIANTS[name], "n_layer": 1})).double().eval()  # the lens at layer 0
+    state = model.state_dict()
+    short.load_state_dict({key: state[key] for key in short.state_dict()})
+    with tg.no_grad():
+        np.testing.assert_allclose(lens[0].numpy(), short(idx, targets)[0].numpy(), atol=1e-12)
+
+
+def test_inspect_text():
+    model = lively("modern").train()
+    seen = inspect_text(model, LETTERS, "abc de\n", top=3)
+    assert model.training and seen.pieces == ["a", "b", "c", "\u2423", "d", "e", "\\n"]
+    idx = tg.tensor([seen.ids])
+    np.testing.assert_allclose(seen.losses, token_losses(model, idx).numpy()[0], rtol=1e-9)
+    with tg.no_grad():
+        probabilities = tg.nn.functional.softmax(logit_lens(model, idx)[-1], dim=-1).numpy()[0]
+    for t, found in enumerate(seen.alternatives):
+        best = np.argsort(-probabilities[t])[:3]
+        assert [i for i, _ in found] == best.tolist()
+        np.testing.assert_allclose([p for _, p in found], probabilities[t][best], rtol=1e-9)
+    for t, rank in enumerate(seen.ranks):
+        assert rank == (probabilities[t] > probabilities[t][seen.ids[t + 1]]).sum()
+    assert len(list(table(seen, LETTERS))) == 9
+    one = inspect_text(model, LETTERS, [3])
+    assert len(one.losses) == 0 and one.ranks == [] and len(list(table(one, LETTERS))) == 2
+    for wrong in ("", "abcdefghi"):
+        with pytest.raises(UserError, match="give 1 to 8"):
+            inspect_text(model, LETTERS, wrong)
+    assert show_token(LETTERS, 11) == "[11]"
+
+
+def test_pictures(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures are drawn by matplotlib")
+    model = lively("modern")
+    seen = inspect_text(model, LETTERS, "abc de")
+    paths = write_pngs(seen, LETTERS, tmp_path / "a" / "b", heads=[(1, 0), (None, 3), (0, None)])
+    assert {path.name for path in paths} == {"attention.png", "lens.png", "losses.png", "attention_L1H0.png",
+                                             "attention_LallH3.png", "attention_L0Hall.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    for layer, head, expected in ((1, 2, seen.attention[1][2]), (0, None, seen.attention[0].mean(0)),
+                                  (None, None, np.mean(seen.attention, axis=(0, 1)))):
+        image = attention_figure(seen, layer, head).axes[0].images[0].get_array()
+        np.testing.assert_allclose(np.asarray(image), expected, rtol=1e-12)
+    for wrong in ((2, 0), (0, 4), (-1, 0)):
+        with pytest.raises(UserError, match="layers 0 to 1 and heads 0 to 3"):
+            write_pngs(seen, LETTERS, tmp_path, [wrong])
+    alone = inspect_text(model, LETTERS, "a")
+    assert {path.name for path in write_pngs(alone, LETTERS, tmp_path)} == {"attention.png", "lens.png"}
