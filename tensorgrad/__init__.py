@@ -6,7 +6,7 @@ x = tg.randn(3, requires_grad=True)
 x.grad
 """
 
-from . import autograd, cuda, dtypes, functions
+from . import cuda, dtypes, functions
 from .creation import (
     arange,
     as_tensor,
@@ -67,7 +67,7 @@ int = int32
 short = int16
 __version__ = "0.1.0"
 
-_LAZY = {"nn", "optim", "utils"}  # imported when first used, so that `import tensorgrad` stays quick
+_LAZY = {"autograd", "nn", "optim", "utils"}  # imported when first used, so that `import tensorgrad` stays quick
 
 
 def __getattr__(name):

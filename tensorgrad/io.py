@@ -1,8 +1,6 @@
 """save and load: dicts of tensors as safetensors files. Never pickle."""
 
 import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 
@@ -31,8 +29,10 @@ def save(tensors, path, metadata=None):
 
 def write_atomic(path, content):
     """Write bytes so that `path` holds either the old content or the new, whatever happens meanwhile."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
+    import tempfile
+
+    folder, name = os.path.split(os.fspath(path))
+    handle, temporary = tempfile.mkstemp(dir=folder or ".", prefix=name + ".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

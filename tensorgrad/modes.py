@@ -54,8 +54,11 @@ class set_grad_enabled(_Switch):
         self._outer = modes.grad
         modes.grad = mode
 
+    def __call__(self, function):
+        modes.grad = self._outer  # as a decorator it acts inside the function only
+        return super().__call__(function)
+
     def _recreate_cm(self):
-        modes.grad = self._outer
         return set_grad_enabled(self.grad)
 
     def __enter__(self):

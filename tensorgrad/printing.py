@@ -39,7 +39,7 @@ def _body(array):
         max_line_width=WIDTH,
         formatter={"all": formatter},
     )
-    return text
+    return text.replace(", ...,", ",  ...,")  # as PyTorch spaces it
 
 
 def _shown(array):
@@ -62,11 +62,7 @@ def _formatter(values):
     finite = values[np.isfinite(values) & (values != 0)]
     high, low = (float(np.abs(finite).max()), float(np.abs(finite).min())) if finite.size else (0.0, 0.0)
     whole = bool((finite == np.ceil(finite)).all())
-    if (
-        finite.size
-        and (high / low > 1000 or high > 1e8 or low < 1e-4)
-        and not (whole and high / low <= 1000 and high <= 1e8)
-    ):
+    if finite.size and (high / low > 1000 or high > 1e8 or low < 1e-4):
 
         def text(v):
             return f"{v:.{PRECISION}e}" if math.isfinite(v) else str(v)
@@ -79,5 +75,5 @@ def _formatter(values):
         def text(v):
             return f"{v:.{PRECISION}f}" if math.isfinite(v) else str(v)
 
-    width = max(len(text(float(v))) for v in values.reshape(-1)) if values.ndim else 0
+    width = max((len(text(float(v))) for v in finite), default=2) if values.ndim else 0
     return lambda v: f"{text(float(v)):>{width}}"

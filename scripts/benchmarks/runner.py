@@ -65,7 +65,8 @@ def environment(threads, level="fast", root=None):
     changes = {**dict.fromkeys(names, str(threads)), "TENSORGRAD_LEVEL": level}
     if root is not None:
         changes["PYTHONPATH"] = root
-    return {**os.environ, **changes}
+    # as on a user's machine, bytecode is kept: where it may not be written, importing compiles everything anew
+    return {**{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}, **changes}
 
 
 def work(contender, job, threads, **spec):

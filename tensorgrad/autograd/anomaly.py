@@ -35,19 +35,24 @@ class detect_anomaly(ContextDecorator):
 class _Tracer(OpHook):
     def __init__(self, check_nan):
         self.check_nan = check_nan
+        self.inside = 0  # backward of how many operations is running: what these compute is reported as theirs
 
     def before_forward(self, op, arrays):
         op.trace = Trace()
 
     def after_forward(self, op, arrays, outputs):
-        if not self.check_nan or not any(_has_nan(t.array) for t in outputs) or any(map(_has_nan, arrays)):
+        if self.inside or not self.check_nan or not any(_has_nan(t.array) for t in outputs) or any(map(_has_nan, arrays)):
             return
         raise AnomalyError(
             f"forward of {where(op)} made a NaN from inputs without one: {_ranges(arrays)}\n"
             f"created at (most recent call last):\n{op.trace.stack()}"
         )
 
+    def before_backward(self, op, gradients):
+        self.inside += 1
+
     def after_backward(self, op, gradients, input_gradients):
+        self.inside -= 1
         bad = [i for i, g in enumerate(input_gradients) if g is not None and _has_nan(g.array)]
         if not self.check_nan or not bad or any(g is not None and _has_nan(g.array) for g in gradients):
             return

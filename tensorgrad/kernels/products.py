@@ -8,6 +8,7 @@ from .blas import gemm
 from .pool import pool
 
 GRAIN = 1 << 21  # multiply-adds below which a second thread costs more than it saves
+HALVES = 1 << 29  # multiply-adds from which two threads take half of each of two products instead of one each
 WEIGHTS = 1 << 17  # elements of a matrix from which two threads read it faster than one
 
 
@@ -42,14 +43,22 @@ def run(products):
 
 
 def run_pair(first, second):
-    """Two independent products at the same time: one per thread where they are of like size, else each split."""
-    threads = pool().threads
+    """Two independent products of like size at the same time: with two threads one each, where they are large half of
+    each (the two layouts differ in speed), else one after the other, split."""
     size = min(a.shape[0] * a.shape[1] * b.shape[1] for a, b, _, _ in (first, second))
-    if threads == 2 and size >= GRAIN // 2:
-        run([first, second])
-    else:
+    if pool().threads != 2 or size < GRAIN // 2:
         run(split_product(*first))
         run(split_product(*second))
+    elif size < HALVES:
+        run([first, second])
+    else:
+        halves = zip(split_product(*first, parts=2), split_product(*second, parts=2), strict=True)
+        pool().run([(_both, pair) for pair in halves])
+
+
+def _both(first, second):
+    gemm(*first)
+    gemm(*second)
 
 
 def batched(a, b):
