@@ -88,7 +88,7 @@ __all__ = [
     "Tensor",
     "arange",
     "as_tensor",
-    "autograd",
+    "autograd",  # noqa: F405
     "bool",
     "cuda",
     "device",

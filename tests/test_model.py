@@ -161,8 +161,8 @@ def test_config_errors(changes, message):
 def test_config_fields():
     assert [f.name for f in dataclasses.fields(GPTConfig)] == [
         "block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "ffn_dim", "dropout", "bias",
-        "position", "norm", "norm_position", "activation", "tie_weights", "qk_norm", "rope_theta", "norm_eps", "head_size",
-        "qkv_bias", "rope_scaling", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor",
+        "position", "norm", "norm_position", "activation", "tie_weights", "qk_norm", "rope_theta", "norm_eps",
+        "head_size", "qkv_bias", "rope_scaling", "rope_factor", "rope_low_freq_factor", "rope_high_freq_factor",
         "rope_original_block_size"]
     assert dataclasses.astuple(GPTConfig()) == (
         1024, 50304, 12, 12, None, 768, None, 0.0, False, "learned", "layernorm", "pre", "gelu", True, False, 10000.0,

@@ -18,8 +18,8 @@ needs_torch = pytest.mark.skipif(torch is None, reason="PyTorch is not installed
 
 def test_save_and_load_also_what_is_not_contiguous(tmp_path):
     a = np.arange(12, dtype=np.float32).reshape(3, 4)
-    tensors = {"t": tg.from_numpy(a.T), "strided": tg.from_numpy(a)[:, ::2], "f": np.asfortranarray(a), "i": tg.arange(3),
-               "scalar": tg.tensor(2.5), "empty": tg.zeros(0, 3)}
+    tensors = {"t": tg.from_numpy(a.T), "strided": tg.from_numpy(a)[:, ::2], "f": np.asfortranarray(a),
+               "i": tg.arange(3), "scalar": tg.tensor(2.5), "empty": tg.zeros(0, 3)}
     tg.save(tensors, tmp_path / "x.safetensors", {"note": "kept"})
     loaded = tg.load(tmp_path / "x.safetensors")
     for name, value in tensors.items():
@@ -92,7 +92,8 @@ def test_dlpack_with_torch():
 
 @needs_torch
 @pytest.mark.parametrize("values", [
-    [1.0, 2.5, -3.25], [[1.0, 2.0], [3.0, 4.0]], 3.0, [1, 20, 300], [True, False], [1e-5, 1.0], [1e10, 1.0], [0.0, -0.5],
+    [1.0, 2.5, -3.25], [[1.0, 2.0], [3.0, 4.0]], 3.0, [1, 20, 300], [True, False], [1e-5, 1.0], [1e10, 1.0],
+    [0.0, -0.5],
     [float("nan"), 1.0], [float("inf"), -1.5], [[[0.1]]], [100000.0, 2.0], [1e-8], [], [[1, 2], [3, 4]], 7, True,
     [0.001, 0.01], [123456.789, 0.1], [1.5] * 30,
 ], ids=str)
@@ -147,7 +148,7 @@ def test_deepcopy_and_pickle_of_leaves():
 
 
 def test_errors_name_op_shapes_and_remedy():
-    with pytest.raises(ValueError, match=r"matmul: \(8, 64, 768\) @ \(512, 768\): .*768 and 512 differ; did you mean b.mT"):
+    with pytest.raises(ValueError, match=r"matmul: \(8, 64, 768\) @ \(512, 768\): .*768 and 512 differ; .*mean b.mT"):
         tg.zeros(8, 64, 768) @ tg.zeros(512, 768)
     with pytest.raises(ValueError, match=r"add: \(3,\) \+ \(4,\): these shapes do not broadcast"):
         tg.zeros(3) + tg.zeros(4)

@@ -41,7 +41,9 @@ class _Tracer(OpHook):
         op.trace = Trace()
 
     def after_forward(self, op, arrays, outputs):
-        if self.inside or not self.check_nan or not any(_has_nan(t.array) for t in outputs) or any(map(_has_nan, arrays)):
+        if self.inside or not self.check_nan:
+            return
+        if any(map(_has_nan, arrays)) or not any(_has_nan(t.array) for t in outputs):
             return
         raise AnomalyError(
             f"forward of {where(op)} made a NaN from inputs without one: {_ranges(arrays)}\n"
