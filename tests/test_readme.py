@@ -16,7 +16,7 @@ def test_tour_runs(tmp_path, monkeypatch):
 
 
 def test_two_set_up_commands_on_lines_of_their_own():
-    assert len(re.findall(r"^ *pip install .*&&.*$", README, re.MULTILINE)) == 2
+    assert len(re.findall(r"^pip install .*&&.*$", README, re.MULTILINE)) == 2
 
 
 def test_links_and_named_paths_exist():
