@@ -15,12 +15,11 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from . import blas, threaded
-from .compiled import _ONE, _exp, _exp_shifted, njit_fast
+from .compiled_math import F32, ONE, exp, exp_shifted, hash32, njit_fast
 from .pool import pool
 from .reference import dropout_key
 
 TILE = 64
-_F = np.float32
 _NO, _TRANS = 111, 112
 
 
@@ -69,11 +68,7 @@ def _pointer(typingctx, address):
 def _drop(row, first, n, multiplier, offset, threshold, scale):
     """Dropout of row[:n], whose elements have the numbers first, first + 1, ...; see reference.dropout_mask."""
     for j in range(n):
-        h = np.uint32(np.uint32(np.uint32(first + j) * multiplier) + offset)
-        h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        h = np.uint32((h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
-        h = np.uint32(h ^ (h >> np.uint32(16)))
-        row[j] = row[j] * scale if h >= threshold else _F(0)
+        row[j] = row[j] * scale if hash32(first + j, multiplier, offset) >= threshold else F32(0)
 
 
 @njit_fast
@@ -81,7 +76,7 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
     """q, k, v, out: addresses; strides (4, 3): of q, k, v, out over batch, head and row, in elements."""
     heads, groups, rows, columns, d, e = shape
     share = heads // groups
-    scores = np.empty((TILE, columns), _F)
+    scores = np.empty((TILE, columns), F32)
     for task in range(start, stop):
         b, group = task // groups, task % groups
         kp = k + 4 * (b * strides[1, 0] + group * strides[1, 1])
@@ -104,7 +99,7 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                     strides[0, 2],
                     kp,
                     strides[1, 2],
-                    _F(0),
+                    F32(0),
                     scores.ctypes.data,
                     columns,
                 )
@@ -114,16 +109,16 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                     top = row[0]
                     for j in range(last):
                         top = max(top, row[j])
-                    total = _F(0)
+                    total = F32(0)
                     for j in range(last):
-                        x = _exp(row[j] - top)
+                        x = exp(row[j] - top)
                         row[j] = x
                         total += x
-                    inverse = _ONE / total
+                    inverse = ONE / total
                     for j in range(last):
                         row[j] *= inverse
                     for j in range(last, m):
-                        row[j] = _F(0)
+                        row[j] = F32(0)
                     lse[b, h, i + r, 0], lse[b, h, i + r, 1] = top, np.log(total)
                     if drop:
                         _drop(row, ((b * heads + h) * rows + i + r) * columns, last, key[0], key[1], key[2], keep_scale)
@@ -134,12 +129,12 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                     n,
                     e,
                     m,
-                    _ONE,
+                    ONE,
                     scores.ctypes.data,
                     columns,
                     vp,
                     strides[2, 2],
-                    _F(0),
+                    F32(0),
                     op + 4 * i * strides[3, 2],
                     strides[3, 2],
                 )
@@ -150,14 +145,14 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
     """strides (8, 3): of q, k, v, out, g, dq, dk, dv."""
     heads, groups, rows, columns, d, e = shape
     share = heads // groups
-    p, ds = np.empty((TILE, columns), _F), np.empty((TILE, columns), _F)
+    p, ds = np.empty((TILE, columns), F32), np.empty((TILE, columns), F32)
     for task in range(start, stop):
         b, group = task // groups, task % groups
         kp = k + 4 * (b * strides[1, 0] + group * strides[1, 1])
         vp = v + 4 * (b * strides[2, 0] + group * strides[2, 1])
         dkp = dk + 4 * (b * strides[6, 0] + group * strides[6, 1])
         dvp = dv + 4 * (b * strides[7, 0] + group * strides[7, 1])
-        beta = _F(0)  # the first tile covers all keys and overwrites, the others add
+        beta = F32(0)  # the first tile covers all keys and overwrites, the others add
         for h in range(group * share, (group + 1) * share):
             qp = q + 4 * (b * strides[0, 0] + h * strides[0, 1])
             dqp = dq + 4 * (b * strides[5, 0] + h * strides[5, 1])
@@ -180,7 +175,7 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     strides[0, 2],
                     kp,
                     strides[1, 2],
-                    _F(0),
+                    F32(0),
                     p.ctypes.data,
                     columns,
                 )
@@ -191,12 +186,12 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     n,
                     m,
                     e,
-                    _ONE,
+                    ONE,
                     gp + 4 * i * strides[4, 2],
                     strides[4, 2],
                     vp,
                     strides[2, 2],
-                    _F(0),
+                    F32(0),
                     ds.ctypes.data,
                     columns,
                 )
@@ -206,19 +201,19 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     top, rest = lse[b, h, i + r, 0], lse[b, h, i + r, 1]
                     o = carray(_pointer(op + 4 * (i + r) * strides[3, 2]), e)
                     do = carray(_pointer(gp + 4 * (i + r) * strides[4, 2]), e)
-                    delta = _F(0)  # sum(dP P) = sum(dO O)
+                    delta = F32(0)  # sum(dP P) = sum(dO O)
                     for j in range(e):
                         delta += o[j] * do[j]
                     first = ((b * heads + h) * rows + i + r) * columns
                     if drop:
                         _drop(grow, first, last, key[0], key[1], key[2], keep_scale)
                     for j in range(last):
-                        x = _exp_shifted(row[j], top, rest)
+                        x = exp_shifted(row[j], top, rest)
                         row[j] = x
                         grow[j] = x * (grow[j] - delta) * scale
                     for j in range(last, m):
-                        row[j] = _F(0)
-                        grow[j] = _F(0)
+                        row[j] = F32(0)
+                        grow[j] = F32(0)
                     if drop:
                         _drop(row, first, last, key[0], key[1], key[2], keep_scale)
                 _sgemm(
@@ -228,12 +223,12 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     n,
                     d,
                     m,
-                    _ONE,
+                    ONE,
                     ds.ctypes.data,
                     columns,
                     kp,
                     strides[1, 2],
-                    _F(0),
+                    F32(0),
                     dqp + 4 * i * strides[5, 2],
                     strides[5, 2],
                 )
@@ -244,7 +239,7 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     m,
                     d,
                     n,
-                    _ONE,
+                    ONE,
                     ds.ctypes.data,
                     columns,
                     qp + 4 * i * strides[0, 2],
@@ -260,7 +255,7 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     m,
                     e,
                     n,
-                    _ONE,
+                    ONE,
                     p.ctypes.data,
                     columns,
                     gp + 4 * i * strides[4, 2],
@@ -269,13 +264,13 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     dvp,
                     strides[7, 2],
                 )
-                beta = _ONE
+                beta = ONE
 
 
 def _readable(*arrays):
     """float32 arrays whose last dimension is contiguous and whose rows BLAS can step over."""
     return all(
-        a.dtype == _F
+        a.dtype == F32
         and a.ndim == 4
         and a.strides[3] == 4
         and a.strides[2] >= 4 * a.shape[3]
@@ -296,7 +291,7 @@ def _options(q, k, v, scale, p, identity):
     shape = (q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
     drop = identity is not None
     key = dropout_key(p, identity) if drop else (np.uint32(0),) * 3
-    return shape, _F(scale), drop, key, _F(1 / (1 - p))
+    return shape, F32(scale), drop, key, F32(1 / (1 - p))
 
 
 def attention(device, q, k, v, mask, causal, scale, p, identity):
@@ -304,8 +299,8 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
         return threaded.attention(device, q, k, v, mask, causal, scale, p, identity)
     shape, scale, drop, key, keep_scale = _options(q, k, v, scale, p, identity)
     batch, heads, rows = q.shape[:3]
-    out = np.empty((batch, rows, heads, v.shape[3]), _F).transpose(0, 2, 1, 3)  # heads side by side in memory
-    lse = np.empty((batch, heads, rows, 2), _F)
+    out = np.empty((batch, rows, heads, v.shape[3]), F32).transpose(0, 2, 1, 3)  # heads side by side in memory
+    lse = np.empty((batch, heads, rows, 2), F32)
     pool().split(
         _forward,
         batch * k.shape[1],
@@ -358,8 +353,8 @@ def gradients_like(q, k, v):
         and k.ctypes.data - q.ctypes.data == 4 * heads * d
         and v.ctypes.data - k.ctypes.data == 4 * groups * d
     ):
-        packed = np.empty((batch, rows, heads + 2 * groups, d), _F).transpose(0, 2, 1, 3)
+        packed = np.empty((batch, rows, heads + 2 * groups, d), F32).transpose(0, 2, 1, 3)
         return packed[:, :heads], packed[:, heads : heads + groups], packed[:, heads + groups :]
     return tuple(
-        np.empty((*a.shape[:1], a.shape[2], a.shape[1], a.shape[3]), _F).transpose(0, 2, 1, 3) for a in (q, k, v)
+        np.empty((*a.shape[:1], a.shape[2], a.shape[1], a.shape[3]), F32).transpose(0, 2, 1, 3) for a in (q, k, v)
     )

@@ -91,8 +91,8 @@ class Pool:
         return max(1, min(self.threads, n // max(grain, 1)))
 
     def split(self, function, n, *args, grain=1, align=1):
-        """function(start, stop, *args) over parts of range(n): at most one per thread, each at least `grain` long and
-        (but for the last) a multiple of `align`."""
+        """function(start, stop, *args) over parts of range(n): at most one per thread and per `grain` elements, each
+        (but for the last) a multiple of `align` long."""
         parts = self.parts(n, grain)
         if parts == 1:
             function(0, n, *args)
