@@ -46,14 +46,13 @@ class Tensor(
     __hash__ = object.__hash__
 
     def __init__(self, data, dtype=None, device=None, requires_grad=False):
-        source = as_device(
-            device if device is not None else getattr(data, "device", None) if isinstance(data, TensorBase) else cpu
-        )
+        is_tensor = isinstance(data, TensorBase)
+        place = data.device if is_tensor and device is None else as_device(device or cpu)
         array = to_array(data, dtype)
-        if isinstance(data, TensorBase):
-            array = data.device.to_numpy(array) if data.device is not source else array
-        self.array = source.xp.array(source.asarray(array), order="C", copy=True)
-        self.device = source
+        if is_tensor and data.device is not place:
+            array = data.device.to_numpy(array)
+        self.array = place.xp.array(place.asarray(array), order="C", copy=True)
+        self.device = place
         if requires_grad:
             self.requires_grad_()
 

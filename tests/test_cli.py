@@ -107,7 +107,7 @@ def test_help_shows_every_field(tmp_path):
     assert code == 0
     for field in fields_of(TrainConfig):
         assert f"--{field.name}" in out, field.name
-    assert "(default: 1500)" in out or "default: 1500" in " ".join(out.split())  # of configs/default.toml
+    assert "(default: 2400)" in out or "default: 1500" in " ".join(out.split())  # of configs/default.toml
 
 
 def complaint(capsys, program, arguments):
