@@ -9,6 +9,7 @@ TENSORGRAD_LEVEL chooses: composed (no fused routine at all: ops/composed.py), r
 """
 
 import os
+import warnings
 
 from . import reference
 
@@ -37,5 +38,7 @@ def _load():
         except ImportError as error:
             if LEVEL == "numba":
                 raise ImportError(f"TENSORGRAD_LEVEL=numba needs the extra fast: pip install numba ({error})") from None
+        except RuntimeError as error:  # Numba finds no place to keep what it compiles
+            warnings.warn(f"compiled kernels are not used: {error}; set NUMBA_CACHE_DIR", stacklevel=2)
     _routines = best
     return best
