@@ -129,6 +129,17 @@ def _train(argv):
     train(config, open_base=load_with_tokenizer, callbacks=peft)
 
 
+def _with_model(program, config_class, argv, title, hint):
+    """Run a program of flags alone that opens a trained model; `hint` says where an argument without a flag belongs."""
+    from .interop import load_with_tokenizer
+
+    show_help(argv, config_class(), title)
+    flags, others = parse_flags(argv, config_class)
+    if others:
+        raise UserError(f"unexpected argument {others[0]!r}; {hint}")
+    program(config_class(**flags), load=load_with_tokenizer)
+
+
 def sample(argv=None):
     """The program `scripts/sample.py`, also installed as `gpt-sample`. Returns the exit code."""
     return run_cli(_sample, argv)
@@ -136,13 +147,8 @@ def sample(argv=None):
 
 def _sample(argv):
     from .inference.sample import SampleConfig, sample
-    from .interop import load_with_tokenizer
 
-    show_help(argv, SampleConfig(), "Write text with a trained model.")
-    flags, others = parse_flags(argv, SampleConfig)
-    if others:
-        raise UserError(f"unexpected argument {others[0]!r}; a prompt is given as --prompt {others[0]!r}")
-    sample(SampleConfig(**flags), load=load_with_tokenizer)
+    _with_model(sample, SampleConfig, argv, "Write text with a trained model.", "a prompt is given as --prompt")
 
 
 def chat(argv=None):
@@ -152,13 +158,8 @@ def chat(argv=None):
 
 def _chat(argv):
     from .inference.chat import ChatConfig, chat
-    from .interop import load_with_tokenizer
 
-    show_help(argv, ChatConfig(), "Talk with a trained model.")
-    flags, others = parse_flags(argv, ChatConfig)
-    if others:
-        raise UserError(f"unexpected argument {others[0]!r}; what you want to say is asked for")
-    chat(ChatConfig(**flags), load=load_with_tokenizer)
+    _with_model(chat, ChatConfig, argv, "Talk with a trained model.", "what you want to say is asked for")
 
 
 def inspect(argv=None):
@@ -168,13 +169,9 @@ def inspect(argv=None):
 
 def _inspect(argv):
     from .inspect import InspectConfig, inspect
-    from .interop import load_with_tokenizer
 
-    show_help(argv, InspectConfig(), "Look inside a trained model while it reads a text.")
-    flags, others = parse_flags(argv, InspectConfig)
-    if others:
-        raise UserError(f"unexpected argument {others[0]!r}; a text is given as --text {others[0]!r}")
-    inspect(InspectConfig(**flags), load=load_with_tokenizer)
+    title = "Look inside a trained model while it reads a text."
+    _with_model(inspect, InspectConfig, argv, title, "a text is given as --text")
 
 
 def convert_model(argv=None):

@@ -112,9 +112,9 @@ def test_op_hook_sees_forward_and_backward():
     with tg.autograd.op_hook(Log()) as log:
         (x * 2).exp().backward(tg.ones(2, dtype=tg.float64))
     x.exp()  # not seen any more
-    assert log.names == [("forward", "mul", (2,)), ("forward", "exp", (2,)), ("backward", "exp", (2,)),
-                         ("forward", "mul", (2,)), ("backward", "mul", (2,))] or \
-        [n for n in log.names if n[0] == "backward"] == [("backward", "exp", (2,)), ("backward", "mul", (2,))]
+    assert log.names[:2] == [("forward", "mul", (2,)), ("forward", "exp", (2,))]
+    assert [entry[:2] for entry in log.names if entry[0] == "backward"] == [("backward", "exp"), ("backward", "mul")]
+    assert len(log.names) > 4  # what backward computes with is seen as well
 
 
 # ---- detect_anomaly
