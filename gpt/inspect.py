@@ -5,10 +5,13 @@
     seen.losses                        # (T - 1,) nats per token, from the second on
     seen.lens[2][5]                    # what layer 2 would say after token 5: [(id, probability), ...]
     seen.alternatives[5]               # the same of the whole model
+    attention_map(model, seen.ids, layer=3)                          # (T, T): one head, or averaged
+    next_tokens(model, seen.ids, temperature=0.8, top_k=50).tokens   # what a draw would choose from, and what is cut
     write_pngs(seen, "pictures")       # attention.png, attention_L3H0.png, losses.png, lens.png
 
 The numbers come from a traced forward pass: attention probabilities are computed anew from queries and keys of each
 layer, and each layer's residual stream goes through the final norm and the head (nostalgebraist 2020, "logit lens").
+The glass-box page of the server (serving/glassbox.py) shows these numbers.
 """
 import json
 import math
@@ -21,7 +24,10 @@ from tensorgrad.nn import functional as F
 from .errors import UserError
 from .inference.processors import largest
 from .inference.sample import as_ids
+from .model.sampling import check_sampling, filter_logits
 from .training.checkpoints import load_run
+
+_LOGITS_AT_ONCE = 2**24  # 64 MB: all positions of a long text times a large vocabulary would be gigabytes
 
 
 @dataclass(frozen=True)
@@ -83,15 +89,96 @@ def inspect_text(model, tokenizer, text, top=5):
         attention, lens = [], []
         for probabilities, stream in _trace(model, idx):
             attention.append(probabilities[0].cpu().numpy())                   # (H, T, T)
-            logprobs = F.log_softmax(_read(model, stream)[0].cpu(), dim=-1)    # (T, V)
-            said = logprobs.exp()
-            lens.append([largest(row, top) for row in said])
+            losses, ranks, likeliest = [], [], []
+            for start, logprobs in _told(model, stream):                       # (n, V), n positions at a time
+                likeliest += [largest(row, top) for row in logprobs.exp()]
+                following = ids[start + 1:start + 1 + len(logprobs)]
+                actual = tg.tensor(following, dtype=tg.int64).reshape(-1, 1)   # (n, 1); the last of all has none
+                logprobs = logprobs[:len(following)]
+                told = logprobs.gather(1, actual)
+                losses += (-told).reshape(-1).tolist()
+                ranks += (logprobs > told).sum(dim=1).tolist()
+            lens.append(likeliest)
     finally:
         model.train(was_training)
-    actual = tg.tensor(ids[1:], dtype=tg.int64).reshape(-1, 1)                 # (T - 1, 1)
-    told = logprobs[:-1].gather(1, actual)                                     # (T - 1, 1), by the last layer
-    ranks = (logprobs[:-1] > told).sum(dim=1).tolist() if len(ids) > 1 else []
-    return Inspection(ids, [show_token(tokenizer, i) for i in ids], attention, -told.reshape(-1).numpy(), ranks, lens)
+    losses = tg.tensor(losses, dtype=logprobs.dtype).numpy()                   # (T - 1,), by the last layer
+    return Inspection(ids, [show_token(tokenizer, i) for i in ids], attention, losses, ranks, lens)
+
+
+@tg.no_grad()
+def attention_map(model, ids, layer=None, head=None):
+    """Attention among `ids`, a list of T: (T, T) NumPy array of one head of one layer, averaged over what is None.
+    Raises UserError for a layer or head that is not there."""
+    check_head(model.config.n_layer, model.config.n_head, layer, head)
+    idx = tg.tensor([ids], device=next(model.parameters()).device)             # (1, T)
+    found = []
+    for number, (probabilities, _) in enumerate(_trace(model, idx)):
+        if layer in (None, number):
+            chosen = probabilities[0] if head is None else probabilities[0, head:head + 1]
+            found.append(chosen.mean(dim=0))                                   # (T, T)
+        if number == layer:
+            break
+    return (sum(found) / len(found)).cpu().numpy()
+
+
+def check_head(n_layer, n_head, layer, head):
+    """Raise UserError for a layer or head (None: all) that a model of this size does not have."""
+    if not 0 <= (layer or 0) < n_layer or not 0 <= (head or 0) < n_head:
+        raise UserError(f"no layer {layer}, head {head}: the model has layers 0 to {n_layer - 1} and heads 0 to "
+                        f"{n_head - 1}")
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What may come next, and why not something else."""
+
+    tokens: list[tuple[int, float, float, str | None]]
+    """The likeliest tokens, then the one asked about if it is not among them: (id, the model's probability, its
+    probability in the draw, what cuts it off: "top_k", "top_p", "min_p", "greedy", or None)."""
+    kept: int
+    """Number of tokens left to draw from."""
+    cuts: dict[str, tuple[int, float]]
+    """Of each cut that took something: how many tokens, and their probability before all cuts, at the temperature."""
+    rank: int | None
+    """How many tokens are likelier than the one asked about."""
+
+
+@tg.no_grad()
+def next_tokens(model, ids, temperature=1.0, top_k=None, top_p=None, min_p=None, top=10, token=None):
+    """The `top` likeliest tokens after `ids`, and what the settings of a draw do to them, as NextTokens. `token`: an id
+    that is to be among them. Settings as in `GPT.generate`, also past block_size. Raises UserError for wrong values."""
+    check_sampling(temperature, top_k, top_p, min_p)
+    vocab_size = model.config.vocab_size
+    if token is not None and not 0 <= token < vocab_size:
+        raise UserError(f"token id {token} is outside the model's vocabulary (0 to {vocab_size - 1})")
+    if model.config.position in ("learned", "sinusoidal"):
+        ids = ids[-model.config.block_size:]                                   # with others, attention slides by itself
+    idx = tg.tensor([ids], device=next(model.parameters()).device)             # (1, T)
+    logits = model.lm_head(model.hidden(idx)[:, -1]).cpu()                     # (1, V)
+    p = F.softmax(logits, dim=-1)[0]                                           # (V,)
+    if temperature == 0:
+        warmed = p
+        stages = {"greedy": tg.where(tg.arange(vocab_size) == p.argmax(), 0.0, -math.inf).unsqueeze(0)}
+    else:
+        warmed = F.softmax(logits / temperature, dim=-1)[0]
+        stages = {"top_k": filter_logits(logits, temperature, top_k),
+                  "top_p": filter_logits(logits, temperature, top_k, top_p),
+                  "min_p": filter_logits(logits, temperature, top_k, top_p, min_p)}
+    cut_by, cuts, kept = {}, {}, tg.ones(vocab_size, dtype=tg.bool)
+    for name, scores in stages.items():                                        # each on what the one before left
+        left = scores[0] > -math.inf
+        out = kept & left.logical_not()
+        if out.any():
+            cuts[name] = (out.sum().item(), warmed[out].sum().item())
+            cut_by[name] = out
+        kept = left
+    drawn = F.softmax(scores, dim=-1)[0]
+    ids = [i for i, _ in largest(p, top)]
+    if token is not None and token not in ids:
+        ids.append(token)
+    tokens = [(i, p[i].item(), drawn[i].item(), next((name for name, out in cut_by.items() if out[i]), None))
+              for i in ids]
+    return NextTokens(tokens, kept.sum().item(), cuts, None if token is None else (p > p[token]).sum().item())
 
 
 def show_token(tokenizer, token):
@@ -121,6 +208,14 @@ def _read(model, stream):
     return model.lm_head(stream)
 
 
+def _told(model, stream):
+    """(number of the first position, log-probabilities (n, V)) read from a stream (1, T, C), some positions at a time;
+    on the CPU."""
+    n = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    for start in range(0, stream.size(1), n):
+        yield start, F.log_softmax(_read(model, stream[:, start:start + n])[0].cpu(), dim=-1)
+
+
 # ---- pictures ----
 
 def attention_figure(seen, layer=None, head=None):
@@ -146,7 +241,8 @@ def losses_figure(seen):
     figure = _figure(2.5 + 0.28 * len(seen.ids), 3.2)
     axes = figure.subplots()
     axes.bar(range(len(seen.losses)), seen.losses, color="tab:blue")
-    axes.axhline(seen.losses.mean(), color="tab:orange", label=f"mean {seen.losses.mean():.3f}")
+    mean = float(seen.losses.mean())
+    axes.axhline(mean, color="tab:orange", label=f"mean {mean:.3f}, exp(-loss) {math.exp(-mean):.1%}")
     axes.set_xticks(range(len(seen.losses)), seen.pieces[1:], rotation=90, fontsize=7)
     axes.set(title="How surprising each token was", ylabel="loss (nats)")
     axes.legend()
@@ -174,9 +270,7 @@ def write_pngs(seen, tokenizer, folder, heads=()):
     """Write attention.png, lens.png, losses.png (of two or more tokens), and attention_L<layer>H<head>.png for each
     (layer, head) in `heads` (None: averaged). Returns the paths. Raises UserError for a head that is not there."""
     for layer, head in heads:
-        if not 0 <= (layer or 0) < len(seen.attention) or not 0 <= (head or 0) < len(seen.attention[0]):
-            raise UserError(f"no layer {layer}, head {head}: the model has layers 0 to {len(seen.attention) - 1} and "
-                            f"heads 0 to {len(seen.attention[0]) - 1}")
+        check_head(len(seen.attention), len(seen.attention[0]), layer, head)
     figures = {"attention.png": attention_figure(seen), "lens.png": lens_figure(seen, tokenizer)}
     if len(seen.ids) > 1:
         figures["losses.png"] = losses_figure(seen)

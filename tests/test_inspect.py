@@ -10,9 +10,11 @@ from gpt import GPT, GPTConfig
 from gpt.errors import UserError
 from gpt.inspect import (
     attention_figure,
+    attention_map,
     attention_maps,
     inspect_text,
     logit_lens,
+    next_tokens,
     show_token,
     table,
     token_losses,
@@ -101,6 +103,88 @@ def test_inspect_text():
         with pytest.raises(UserError, match="give 1 to 8"):
             inspect_text(model, LETTERS, wrong)
     assert show_token(LETTERS, 11) == "[11]"
+
+
+@pytest.mark.parametrize("name", ["modern", "post_norm"])
+def test_attention_map(name):
+    model = lively(name)
+    maps = inspect_text(model, LETTERS, "abc de").attention
+    ids = LETTERS.encode("abc de")
+    for layer, head, expected in ((1, 1, maps[1][1]), (0, None, maps[0].mean(0)), (None, 1, (maps[0] + maps[1])[1] / 2),
+                                  (None, None, np.mean(maps, axis=(0, 1)))):
+        np.testing.assert_allclose(attention_map(model, ids, layer, head), expected, rtol=1e-12)
+    with pytest.raises(UserError, match="no layer 2, head None: the model has layers 0 to 1 and heads 0 to "):
+        attention_map(model, ids, 2)
+
+
+def test_long_texts_are_read_in_parts(monkeypatch):
+    """The numbers do not depend on how many positions the head reads at a time."""
+    model = lively("modern")
+    whole = inspect_text(model, LETTERS, "abc de\n", top=3)
+    for positions in (1, 3):
+        monkeypatch.setattr("gpt.inspect._LOGITS_AT_ONCE", positions * 11)
+        parts = inspect_text(model, LETTERS, "abc de\n", top=3)
+        np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-12)
+        assert parts.ranks == whole.ranks
+        for ours, theirs in zip(sum(parts.lens, []), sum(whole.lens, []), strict=True):
+            assert [i for i, _ in ours] == [i for i, _ in theirs]
+
+
+SETTINGS = [{}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.3}, {"temperature": 0},
+            {"temperature": 1.5, "top_k": 6, "top_p": 0.9, "min_p": 0.2}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_next_tokens(settings):
+    """Against the definitions, written down in NumPy token by token."""
+    model = lively("modern")
+    ids = LETTERS.encode("abc d")
+    with tg.no_grad():
+        logits = model(tg.tensor([ids]))[0].numpy()[0, 0]
+    softmax = lambda x: np.exp(x - x.max()) / np.exp(x - x.max()).sum()  # noqa: E731
+    temperature = settings.get("temperature", 1)
+    warm = softmax(logits / temperature) if temperature else softmax(logits)
+    order, cut_by = list(np.argsort(-logits)), {}
+    if temperature == 0:
+        cut_by = dict.fromkeys(order[1:], "greedy")
+    left = [i for i in order if i not in cut_by]
+    cut_by |= dict.fromkeys(left[settings.get("top_k", 11):], "top_k")
+    left = left[:settings.get("top_k", 11)]
+    share, reached, enough = warm[left] / warm[left].sum(), 0.0, []
+    for i, p in zip(left, share, strict=True):
+        if reached < settings.get("top_p", 1):
+            enough.append(i)
+        else:
+            cut_by[i] = "top_p"
+        reached += p
+    left = [i for i in enough if warm[i] >= settings.get("min_p", 0) * warm[enough[0]]]
+    cut_by |= dict.fromkeys(set(enough) - set(left), "min_p")
+
+    seen = next_tokens(model, ids, top=11, **settings)
+    assert [i for i, *_ in seen.tokens] == order and seen.kept == len(left) and seen.rank is None
+    for i, p, drawn, cut in seen.tokens:
+        assert cut == cut_by.get(i)
+        np.testing.assert_allclose(p, softmax(logits)[i], rtol=1e-9)
+        np.testing.assert_allclose(drawn, warm[i] / warm[left].sum() if i in left else 0, rtol=1e-9)
+    for name, (count, mass) in seen.cuts.items():
+        out = [i for i in cut_by if cut_by[i] == name]
+        assert count == len(out)
+        np.testing.assert_allclose(mass, warm[out].sum(), rtol=1e-9)
+    assert set(seen.cuts) == set(cut_by.values())
+
+
+def test_next_tokens_tells_about_a_token():
+    model = lively("default")
+    seen = next_tokens(model, LETTERS.encode("abc d"), top=2, token=7)
+    ranked = [i for i, *_ in next_tokens(model, LETTERS.encode("abc d"), top=11).tokens]
+    assert seen.rank == ranked.index(7) and {i for i, *_ in seen.tokens} == {*ranked[:2], 7}
+    with tg.no_grad():  # a text that is longer than the window counts as when it is written
+        long = LETTERS.encode("abcdefghi abc")
+        written = model.generate(tg.tensor([long]), 1, temperature=0)[0, -1].item()
+    assert next_tokens(model, long, top=1).tokens[0][0] == written
+    for wrong in ({"token": 11}, {"temperature": -1}, {"top_k": 0}, {"top_p": 1.5}):
+        with pytest.raises(UserError):
+            next_tokens(model, [1], **wrong)
 
 
 def test_pictures(tmp_path):
