@@ -28,6 +28,7 @@ _next_seq = count(1).__next__
 class _Modes(threading.local):
     grad = True  # are operations recorded?
     inference = False  # are results marked as never to be recorded?
+    direct = False  # may operations add to leaves' gradients themselves? (only in a plain backward)
     module_path = None  # a list of module names while somebody traces (detect_anomaly, profile), else None
 
 
@@ -102,6 +103,24 @@ class Leaf:
     def __init__(self, tensor):
         self.seq, self.tensor, self.hooks = _next_seq(), ref(tensor), None
 
+    def direct(self):
+        """(array, add?): where an operation may put its contribution itself, added to what is there or in its place,
+        instead of returning an array to be copied; None where that is not possible."""
+        tensor = self.tensor()
+        if tensor is None or self.hooks:
+            return None
+        old = tensor.grad
+        if old is None:
+            buffer, tensor._grad_buffer = tensor._grad_buffer, None
+            if buffer is None:
+                return None
+            tensor.grad = wrap(buffer, tensor.device)
+            return buffer, False
+        if old.node is not None or not old.array.flags.c_contiguous:
+            return None
+        old._bump()
+        return old.array, True
+
     def accumulate(self, gradient, owned, create_graph):
         """Add into the tensor's .grad, which never shares memory with anything else."""
         tensor = self.tensor()
@@ -173,6 +192,11 @@ class Op:
     def needs(ctx):
         """For each input: is its gradient wanted?"""
         return [parent is not None for parent in ctx.parents]
+
+    def direct(ctx, i):
+        """Where backward may put the gradient of input i itself, and return None for it: see `Leaf.direct`."""
+        parent = ctx.parents[i]
+        return parent.direct() if modes.direct and parent.__class__ is Leaf else None
 
     def save(ctx, *arrays):
         """Keep arrays (inputs, outputs, intermediates or None) for backward; only what it needs."""
@@ -357,7 +381,8 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
     for node, gradient in roots:
         if needed is None or node in needed:
             _add(pending, heap, node, gradient, False, create_graph)
-    before, modes.grad = modes.grad, create_graph
+    before = modes.grad, modes.direct
+    modes.grad, modes.direct = create_graph, targets is None and not create_graph and not hooks
     try:
         while heap:
             node = heappop(heap)[1]
@@ -390,7 +415,7 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
                     if result is not None and parent is not None and (needed is None or parent in needed):
                         _add(pending, heap, parent, result, fresh, create_graph)
     finally:
-        modes.grad = before
+        modes.grad, modes.direct = before
     return captured
 
 

@@ -159,3 +159,57 @@ def test_step_allocates_nothing(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20_000  # bytes; the parameter has 4,000,000
+
+
+def test_products_write_weight_gradients_where_they_belong():
+    """In a plain backward, with nobody listening, linear and embedding put their gradients straight into flat storage:
+    the first in place of what is there, later ones added. Everything else must see the same values."""
+    def model():
+        tg.manual_seed(0)
+        net = nn.Module()
+        net.wte, net.a, net.head = nn.Embedding(300, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 300, bias=False)
+        net.head.weight = net.wte.weight  # tied: a product and a scattered sum for one weight
+        return net
+
+    def loss(net, ids):
+        x = net.wte(ids)
+        return (net.head(net.a(net.a(x).tanh())) ** 2).mean()  # the weight of `a` is used twice
+
+    ids = tg.tensor([[1, 2, 2], [299, 0, 1]])
+    plain, flat, watched = model(), model(), model()
+    opts = [optim.AdamW(net.parameters(), lr=0.1) for net in (flat, watched)]
+    written = []
+    for round_ in range(2):
+        for _ in range(2):  # accumulation over two batches
+            for net in (plain, flat):
+                loss(net, ids).backward()
+            handles = [p.register_hook(lambda g: None) for p in watched.parameters()]  # a hook sees whole gradients
+            loss(watched, ids).backward()
+            for handle in handles:
+                handle.remove()
+        buffer, = opts[0]._flat[0].buffers
+        for p, q, w in zip(plain.parameters(), flat.parameters(), watched.parameters(), strict=True):
+            assert shares(q.grad.array, buffer.grad) and np.isfinite(q.grad.array).all()
+            np.testing.assert_allclose(q.grad.array, p.grad.array, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(w.grad.array, p.grad.array, rtol=1e-5, atol=1e-7)
+        before = [q.grad.array.copy() for q in flat.parameters()]
+        grads = tg.autograd.grad(loss(flat, ids), list(flat.parameters()))  # grad() leaves .grad alone
+        assert all((q.grad.array == b).all() for q, b in zip(flat.parameters(), before, strict=True))
+        assert not any(shares(g.array, buffer.grad) for g in grads)
+        written.append(before)
+        for opt in opts:
+            opt.zero_grad()
+        buffer.grad.fill(np.nan)  # nothing of the last round may be left over
+        plain.zero_grad()
+    np.testing.assert_array_equal(written[0][0], written[1][0])
+
+
+def test_version_of_a_gradient_counts_direct_writes():
+    weight = nn.Parameter(tg.ones(2, 3))
+    optim.SGD([weight], lr=0.1)
+    x = tg.ones(4, 3)
+    nn.functional.linear(x, weight).sum().backward()
+    y = (weight.grad * weight.grad.clone().requires_grad_()).sum()  # saves weight.grad
+    nn.functional.linear(x, weight).sum().backward()
+    with pytest.raises(RuntimeError, match="in-place operation"):
+        y.backward()

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from . import threaded
+from . import reference, threaded
 from .compiled_math import F32, HALF, INV_SQRT_2PI, ONE, TWO, exp, exp_shifted, hash32, logistic, njit_fast, normal_tail
 from .pool import pool
 from .reference import dropout_key
@@ -336,10 +336,10 @@ def _embedding_backward(start, stop, ids, g, out):
             target[j] += source[j]
 
 
-def embedding_backward(device, ids, g, rows):
+def embedding_backward(device, ids, g, rows, into=None):
     if not usable(g) or ids.dtype != np.int64:
-        return threaded.embedding_backward(device, ids, g, rows)
-    out = np.zeros((rows, g.shape[1]), F32)
+        return threaded.embedding_backward(device, ids, g, rows, into)
+    out = reference.table(np, rows, g.shape[1], F32, into)
     pool().split(_embedding_backward, g.shape[1], np.ascontiguousarray(ids), g, out, grain=16, align=16)
     return out
 

@@ -39,13 +39,23 @@ def linear(xp, x, weight, bias):
     return y
 
 
-def linear_backward(xp, x, weight, g, needs):
-    """Gradients (dx, dweight, dbias) of linear; None where `needs` (a flag per input) does not ask."""
+def linear_backward(xp, x, weight, g, needs, into=None):
+    """Gradients (dx, dweight, dbias) of linear; None where `needs` (a flag per input) does not ask. `into`: None, or
+    (array, add?), where dweight goes instead: added to what is there, or in its place."""
+    dw = g.T @ x if needs[1] else None
     return (
         g @ weight if needs[0] else None,
-        g.T @ x if needs[1] else None,
+        dw if into is None else put(dw, *into),
         column_sum(xp, g) if len(needs) > 2 and needs[2] else None,
     )
+
+
+def put(value, array, add):
+    """Add `value` to `array`, or write it there; returns None, for the gradient that is thereby delivered."""
+    if add:
+        array += value
+    else:
+        array[...] = value
 
 
 def column_sum(xp, g):
@@ -231,18 +241,28 @@ def cross_entropy_backward(xp, logits, target, lse, counted, g):
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 
-def embedding_backward(device, ids, g, rows):
+def embedding_backward(device, ids, g, rows, into=None):
     """Sum the rows of g (n, width) that belong to each of `rows` embeddings: a one-hot product for small tables,
-    else scattered additions on the flattened table (repeated ids add up either way)."""
+    else scattered additions on the flattened table (repeated ids add up either way). `into` as in linear_backward."""
     xp, width = device.xp, g.shape[1]
     if rows <= 256:
         one_hot = xp.zeros((len(ids), rows), g.dtype)
         one_hot[xp.arange(len(ids)), ids] = 1
-        return one_hot.T @ g
-    out = xp.zeros((rows, width), g.dtype)
+        return one_hot.T @ g if into is None else put(one_hot.T @ g, *into)
+    out = table(xp, rows, width, g.dtype, into)
     if g.size:
         device.scatter_add(out.reshape(-1), (ids[:, None] * width + xp.arange(width)).reshape(-1), g.reshape(-1))
     return out
+
+
+def table(xp, rows, width, dtype, into):
+    """The table (rows, width) to which an embedding's gradient is added: new, or that of `into`."""
+    if into is None:
+        return xp.zeros((rows, width), dtype)
+    array, add = into
+    if not add:
+        array[...] = 0
+    return array
 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------

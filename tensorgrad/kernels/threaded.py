@@ -49,18 +49,18 @@ def linear(xp, x, weight, bias):
     return y
 
 
-def linear_backward(xp, x, weight, g, needs):
+def linear_backward(xp, x, weight, g, needs, into=None):
     """Gradients (dx, dweight, dbias) of linear, those that `needs` asks for. The two products run side by side."""
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    dw = np.empty(weight.shape, weight.dtype) if needs[1] else None
-    first, second = (g, weight, dx, False), (g.T, x, dw, False)
+    dw, add = (np.empty(weight.shape, weight.dtype) if needs[1] else None, False) if into is None else into
+    first, second = (g, weight, dx, False), (g.T, x, dw, add)
     if dx is not None and dw is not None:
         run_pair(first, second)
     elif dx is not None:
         run(split_product(*first))
     elif dw is not None:
         run(split_product(*second))
-    return dx, dw, reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
+    return dx, None if into else dw, reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
 
 
 def matmul(xp, a, b):

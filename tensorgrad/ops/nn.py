@@ -65,8 +65,9 @@ class Linear(Fused):
     def gradient(ctx, saved, g):
         x, weight = saved[:2]
         rows = x.reshape(-1, weight.shape[1])
+        into = ctx.direct(1)
         dx, dw, db = routines(ctx.device).linear_backward(
-            ctx.xp, rows, weight, g.reshape(-1, weight.shape[0]), ctx.needs
+            ctx.xp, rows, weight, g.reshape(-1, weight.shape[0]), ctx.needs, into
         )
         return (None if dx is None else dx.reshape(x.shape), dw, db)[: len(ctx.parents)]
 
@@ -221,12 +222,13 @@ class Embedding(Fused):
             if ctx.padding is not None:
                 rows = rows.masked_fill(ids.reshape(-1, 1) == ctx.padding, 0.0)
             return g.new_zeros(ctx.rows, width).index_add(0, ids.reshape(-1), rows), None
+        into = ctx.direct(0) if ctx.padding is None else None
         grad = routines(ctx.device).embedding_backward(
-            ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows
+            ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows, into
         )
         if ctx.padding is not None:
             grad[ctx.padding] = 0
-        return wrap(grad, ctx.device), None
+        return None if into else wrap(grad, ctx.device), None
 
 
 class Dropout(Op):
