@@ -179,7 +179,7 @@ def test_products_write_weight_gradients_where_they_belong():
     plain, flat, watched = model(), model(), model()
     opts = [optim.AdamW(net.parameters(), lr=0.1) for net in (flat, watched)]
     written = []
-    for round_ in range(2):
+    for _ in range(2):
         for _ in range(2):  # accumulation over two batches
             for net in (plain, flat):
                 loss(net, ids).backward()
