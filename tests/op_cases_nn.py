@@ -19,6 +19,15 @@ def act(name, *samples, edges=ACTIVATION_EDGES):
     return type(row)(row.name, row.samples + more)
 
 
+def beyond(name, formula):
+    """A function that PyTorch does not have; there `formula(f, *inputs)` stands for it."""
+    def call(f, *inputs):
+        return getattr(f, name)(*inputs) if hasattr(f, name) else formula(f, *inputs)
+
+    call.names = (name,)
+    return call
+
+
 EDGES_FINITE = ACTIVATION_EDGES[:-2]
 
 ACTIVATIONS = [
@@ -48,6 +57,41 @@ INPLACE = [
        (lambda f, x, n=name: getattr(f, n)((x * 1)[0], inplace=True), real(2, 3)),
        (lambda f, x, n=name: getattr(f, n)(x * 1, inplace=True), real(0)))
     for name in ("relu", "relu6", "leaky_relu", "elu", "silu", "hardtanh")
+]
+
+def halves(x):
+    return x[..., :x.shape[-1] // 2], x[..., x.shape[-1] // 2:]
+
+
+def turned(x, cos, sin):
+    """A complex product, pair by pair, for tables whose halves are equal."""
+    (low, high), (c, _), (s, _) = halves(x), halves(cos), halves(sin)
+    return low * c - high * s, low * s + high * c
+
+
+ANGLES = [[0.1, 2.0, 0.1, 2.0], [0.7, -1.0, 0.7, -1.0], [5.0, 0.0, 5.0, 0.0]]
+swiglu = beyond("swiglu", lambda f, a, b=None: f.silu(halves(a)[0]) * halves(a)[1] if b is None else f.silu(a) * b)
+relu2 = beyond("relu2", lambda f, x: f.relu(x) ** 2)
+rotary = beyond("rotary", lambda f, q, k, cos, sin: tuple(
+    (low, high) for low, high in (turned(x, cos, sin) for x in (q, k))))
+
+
+def turn(f, q, k, angles):
+    """The halves of both, as `turned` gives them."""
+    found = rotary(f, q, k, angles.cos(), angles.sin())
+    return found if isinstance(found[0], tuple) else tuple(halves(x) for x in found)
+
+
+turn.names = ("rotary",)
+BLOCK = [
+    nn("swiglu", (swiglu, real(2, 6)), (swiglu, real(3, 2, 4)), (swiglu, real(2)), (swiglu, real(0, 4)),
+       (swiglu, real(2, 3), real(2, 3)), (swiglu, real(2, 3), real(3)), (swiglu, real(), real()),
+       (swiglu, values([30.0, -30.0, 0.0, 0.0]))),
+    nn("relu2", (relu2, real(2, 3)), (relu2, real()), (relu2, real(0)), (relu2, values([0.0, -0.0, INF, -INF, 1.0]))),
+    nn("rotary", (turn, real(2, 2, 3, 4), real(2, 1, 3, 4), constant(ANGLES)),
+       (turn, real(3, 4), real(2, 3, 4), constant(ANGLES)), (turn, real(0, 3, 4), real(1, 3, 4), constant(ANGLES)),
+       (lambda f, q, k, angles: turn(f, q, k, angles)[1], real(1, 1, 3, 4), real(1, 1, 3, 4), constant(ANGLES)),
+       (turn, real(1, 1, 2, 4), real(1, 2, 2, 4), constant([[ANGLES[:2]]])), view=None),
 ]
 
 LAYERS = [
@@ -177,4 +221,4 @@ LOSSES = [
        (lambda f, x, y: f.cross_entropy(x, y), values([[1000.0, 0.0, -1000.0]]), values([1]))),
 ]
 
-NN_CASES = ACTIVATIONS + INPLACE + LAYERS + LOSSES
+NN_CASES = ACTIVATIONS + INPLACE + BLOCK + LAYERS + LOSSES

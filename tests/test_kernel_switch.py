@@ -23,19 +23,21 @@ import numpy as np
 import tensorgrad as tg
 from gpt import GPT, GPTConfig
 from tensorgrad import kernels
-tg.manual_seed(1)
-sizes = dict(block_size=66, vocab_size=67, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
-model = GPT(GPTConfig(**sizes, dropout=0.1, bias=True))
-optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+sizes = dict(block_size=66, vocab_size=67, n_layer=2, n_head=4, n_kv_head=2, n_embd=64, dropout=0.1)
 rng, losses = np.random.default_rng(0), []
-for _ in range(4):
-    idx, targets = (tg.tensor(rng.integers(0, 67, (2, 66))) for _ in range(2))
-    optimizer.zero_grad()
-    loss = model(idx, targets)[1]
-    loss.backward()
-    tg.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    losses.append(loss.item())
+for variant in (dict(bias=True), dict(position="rotary", norm="rmsnorm", activation="swiglu"),
+                dict(norm_position="post", activation="relu2")):
+    tg.manual_seed(1)
+    model = GPT(GPTConfig(**sizes, **variant))
+    optimizer = tg.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(4):
+        idx, targets = (tg.tensor(rng.integers(0, 67, (2, 66))) for _ in range(2))
+        optimizer.zero_grad()
+        loss = model(idx, targets)[1]
+        loss.backward()
+        tg.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
 print(json.dumps([kernels.routines(tg.device("cpu")).__name__.rpartition(".")[2], losses]))
 """
 BLOCK_NUMBA = "import sys\nsys.modules['numba'] = None\n"

@@ -3,7 +3,7 @@ import tensorgrad as tg
 from tensorgrad import nn
 from tensorgrad.nn import functional as F
 
-from .positions import rotary_table, rotate
+from .positions import rotary_table
 
 
 class CausalSelfAttention(nn.Module):
@@ -62,7 +62,7 @@ class CausalSelfAttention(nn.Module):
                 length *= 2
             cos, sin = rotary_table(length, *rope, q.dtype, q.device, self.rope_stretch)  # (length, hs) each
             cos, sin = (t[:T] if step is None else step.at_positions(t) for t in (cos, sin))
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = F.rotary(q, k, cos, sin)
         return q, k, v
 
 

@@ -6,8 +6,8 @@ _ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer"
-    "swiglu": F.silu,
+    "relu2": F.relu2,
+    "swiglu": F.swiglu,
 }
 
 
@@ -26,10 +26,5 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = self.c_fc(x)                                                       # (B, T, hidden) or (B, T, 2 * hidden)
-        if self.gated:
-            gate, value = x.chunk(2, dim=-1)                                   # (B, T, hidden) each
-            x = self.activation(gate) * value
-        else:
-            x = self.activation(x)
+        x = self.activation(self.c_fc(x))                                      # (B, T, hidden)
         return self.dropout(self.c_proj(x))                                    # (B, T, C)

@@ -42,17 +42,10 @@ def sinusoidal_table(length, dim, dtype, device):
 
 @lru_cache(maxsize=16)
 def rotary_table(length, head_dim, theta, dtype, device, stretch=None):
-    """(cos, sin) of at least float32, each (length, head_dim): the angles twice in a row, as `rotate` wants them.
+    """(cos, sin) of at least float32, each (length, head_dim): the angles twice in a row, as F.rotary wants them.
     `stretch`: GPTConfig.rope_stretch."""
     dtype = tg.promote_types(dtype, tg.float32)
     with tg.no_grad():
         angles = _angles(length, head_dim, theta, stretch)
         angles = tg.cat([angles, angles], dim=-1)                              # (length, head_dim)
         return angles.cos().to(device=device, dtype=dtype), angles.sin().to(device=device, dtype=dtype)
-
-
-def rotate(x, cos, sin):
-    """Turn each pair (x[i], x[i + hs/2]) of x (B, nh, T, hs) by its position's angle (Su et al. 2021, "RoFormer"; the
-    pairing and direction of Llama as in Hugging Face). cos, sin: (T, hs)."""
-    low, high = x.chunk(2, dim=-1)                                             # (B, nh, T, hs/2) each
-    return (x * cos + tg.cat([-high, low], dim=-1) * sin).to(x.dtype)

@@ -1,5 +1,10 @@
-"""The compiled level as one module: compiled.py with compiled_attention.py."""
+"""The compiled level as one module: compiled.py with compiled_attention.py and compiled_block.py."""
 
 from .compiled import *  # noqa: F403
 from .compiled_attention import attention as attention
 from .compiled_attention import attention_backward as attention_backward
+from .compiled_block import relu2 as relu2
+from .compiled_block import relu2_backward as relu2_backward
+from .compiled_block import rotary as rotary
+from .compiled_block import swiglu as swiglu
+from .compiled_block import swiglu_backward as swiglu_backward

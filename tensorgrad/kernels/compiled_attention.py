@@ -12,10 +12,9 @@ import ctypes
 import llvmlite.binding
 import numpy as np
 from numba import carray, types
-from numba.extending import intrinsic
 
 from . import blas, threaded
-from .compiled_math import F32, ONE, exp, exp_shifted, hash32, njit_fast
+from .compiled_math import F32, ONE, exp, exp_shifted, hash32, njit_fast, pointer
 from .pool import pool
 from .reference import dropout_key
 
@@ -52,16 +51,6 @@ def _bind():
 
 
 _sgemm = _bind()
-
-
-@intrinsic
-def _pointer(typingctx, address):
-    """The float32 pointer of an address."""
-
-    def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.float32)(types.intp), codegen
 
 
 @njit_fast
@@ -199,8 +188,8 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
                     row, grow = p[r], ds[r]
                     last = min(i + r + 1, columns) if causal else columns
                     top, rest = lse[b, h, i + r, 0], lse[b, h, i + r, 1]
-                    o = carray(_pointer(op + 4 * (i + r) * strides[3, 2]), e)
-                    do = carray(_pointer(gp + 4 * (i + r) * strides[4, 2]), e)
+                    o = carray(pointer(op + 4 * (i + r) * strides[3, 2]), e)
+                    do = carray(pointer(gp + 4 * (i + r) * strides[4, 2]), e)
                     delta = F32(0)  # sum(dP P) = sum(dO O)
                     for j in range(e):
                         delta += o[j] * do[j]

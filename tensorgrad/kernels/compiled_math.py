@@ -41,6 +41,16 @@ def _float_of_bits(typingctx, bits):
     return types.float32(types.int32), codegen
 
 
+@intrinsic
+def pointer(typingctx, address):
+    """The float32 pointer of an address; numba.carray makes an array of it."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.intp), codegen
+
+
 @njit_exact
 def exp(x):
     """exp of a float32, to 2 units in the last place; below -87 it is 0 to float32's precision."""

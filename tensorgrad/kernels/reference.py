@@ -9,24 +9,10 @@ import threading
 
 import numpy as np
 
+from .blocks import BLOCK, blockwise
 from .erf import erf
-
-BLOCK = 65536  # elements per block of a multi-pass elementwise routine: its temporaries stay in the cache
-
-
-def blockwise(function, out, *arrays):
-    """out[...] = function(*arrays), block by block over the flattened arrays where that helps (NumPy, contiguous)."""
-    if out.ndim == 0:  # NumPy would compute on scalars, which cannot be written in place
-        blockwise(function, out.reshape(1), *(a.reshape(1) for a in arrays))
-        return out
-    if not isinstance(out, np.ndarray) or out.size <= BLOCK or not all(a.flags.c_contiguous for a in (out, *arrays)):
-        out[...] = function(*arrays)
-        return out
-    flat, parts = out.reshape(-1), [a.reshape(-1) for a in arrays]
-    for start in range(0, flat.size, BLOCK):
-        flat[start : start + BLOCK] = function(*(p[start : start + BLOCK] for p in parts))
-    return out
-
+from .reference_block import *  # noqa: F403
+from .reference_block import sigmoid
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
@@ -114,11 +100,6 @@ def _gelu_backward(xp, x, y, g, approximate):
 
 
 # ---- SiLU ------------------------------------------------------------------------------------------------------------
-
-
-def sigmoid(xp, x):
-    e = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0, 1, e) / (1 + e)
 
 
 def silu(xp, x):

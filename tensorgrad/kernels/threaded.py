@@ -5,39 +5,14 @@ Same names and arguments as in reference.py; what is not redefined here is taken
 import numpy as np
 
 from . import reference
+from .blocks import BLOCK
+from .blocks import by_rows as _by_rows
+from .blocks import spread as _flat
 from .pool import pool
 from .products import batched, product, run, run_pair, split_product
 from .reference import *  # noqa: F403
-from .reference import BLOCK, causal_bias
-
-ROWS = 1 << 16  # elements per block of a row-wise routine
-
-
-def _flat(function, out, *arrays):
-    """out[...] = function(*arrays) in blocks over the pool, for contiguous arrays; else at once."""
-    if out.size <= BLOCK // 4 or not all(a.flags.c_contiguous for a in (out, *arrays)):
-        return reference.blockwise(function, out, *arrays)
-    flat, parts = out.reshape(-1), [a.reshape(-1) for a in arrays]
-
-    def part(start, stop):
-        for i in range(start, stop, BLOCK):
-            j = min(i + BLOCK, stop)
-            flat[i:j] = function(*(p[i:j] for p in parts))
-
-    pool().split(part, flat.size, grain=BLOCK // 8, align=16)
-    return out
-
-
-def _by_rows(function, rows, width):
-    """function(start, stop) over row blocks, spread over the pool."""
-    step = max(1, ROWS // max(width, 1))
-
-    def part(start, stop):
-        for i in range(start, stop, step):
-            function(i, min(i + step, stop))
-
-    pool().split(part, rows, grain=max(1, ROWS // 8 // max(width, 1)))
-
+from .reference import causal_bias
+from .threaded_block import *  # noqa: F403
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
 

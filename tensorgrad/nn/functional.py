@@ -7,7 +7,7 @@ import numpy as np
 from .. import dtypes
 from ..engine import apply, wrap
 from ..errors import OpError, OpTypeError
-from ..ops import composed
+from ..ops import block, composed
 from ..ops import nn as ops
 from ..ops.common import cast, is_tensor, operands, require_floating
 from ..ops.movement import pad_constant
@@ -73,6 +73,41 @@ def glu(input, dim=-1):
         raise OpError(f"glu: {input.shape}: dimension {dim} must have an even size")
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()
+
+
+def swiglu(gate, value=None):
+    """silu(gate) * value; of one tensor (..., 2 n) -> (..., n), whose halves are gate and value (arXiv:2002.05202)."""
+    require_floating("swiglu", gate)
+    if value is None:
+        if not gate.ndim or gate.shape[-1] % 2:
+            raise OpError(f"swiglu: {gate.shape}: the last dimension, gate beside value, must have an even size")
+        return composed.swiglu(*gate.chunk(2, -1)) if ops.LEVEL == "composed" else apply(block.Swiglu, gate)
+    if gate.shape != value.shape or gate.dtype != value.dtype or not gate.ndim or ops.LEVEL == "composed":
+        return composed.swiglu(gate, value)  # which broadcasts and promotes
+    return apply(block.Swiglu, gate, value)
+
+
+def relu2(input):
+    """max(0, x)^2, the squared ReLU (arXiv:2109.08668)."""
+    require_floating("relu2", input)
+    return composed.relu2(input) if ops.LEVEL == "composed" else apply(block.Relu2, input)
+
+
+def rotary(q, k, cos, sin):
+    """Queries and keys (..., T, d) turned by their positions' angles: each pair (x[i], x[i + d/2]) of x becomes
+    (x[i] cos[i] - x[i + d/2] sin[i], x[i + d/2] cos[i + d/2] + x[i] sin[i + d/2]), as in Llama (arXiv:2104.09864).
+
+    cos, sin: tables (T, d), or what broadcasts to q and to k; both halves of a row hold the angles of the d/2 pairs.
+    Returns both in their own dtypes."""
+    require_floating("rotary", q)
+    if not q.ndim or q.shape[-1] % 2 or q.shape[-1] != k.shape[-1] or cos.shape != sin.shape:
+        raise OpError(
+            f"rotary: q {q.shape}, k {k.shape}, cos {cos.shape}, sin {sin.shape}: q and k must end in one even size, "
+            "cos and sin have one shape"
+        )
+    if ops.LEVEL == "composed" or cos.requires_grad or sin.requires_grad:
+        return composed.rotary(q, cos, sin), composed.rotary(k, cos, sin)
+    return apply(block.Rotary, q, k, cos, sin)
 
 
 def softplus(input, beta=1.0, threshold=20.0):

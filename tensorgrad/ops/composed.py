@@ -22,6 +22,22 @@ def silu(x):
     return x * x.sigmoid()
 
 
+def swiglu(gate, value):
+    """silu(gate) value."""
+    return silu(gate) * value
+
+
+def relu2(x):
+    """max(0, x)^2."""
+    return x.relu().square()
+
+
+def rotary(x, cos, sin):
+    """x cos + (-high, low) sin, with x = (low, high) split in the middle of the last dimension."""
+    low, high = x.chunk(2, -1)
+    return (x * cos + (-high)._cat([low], -1) * sin).to(x.dtype)
+
+
 def softmax(x, dim):
     """exp(x) / sum(exp(x)) along dim."""
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
