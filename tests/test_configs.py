@@ -19,6 +19,7 @@ def test_config_is_valid_and_builds(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ") and any(line.startswith(("# Cost", "# Size")) for line in lines)
     fields = read_toml(path, TrainConfig)
+    fields = {"init_from": "what --init_from names"} | fields
     config = dataclasses.replace(TrainConfig(**fields).model_config(97), n_layer=1, block_size=16)
     logits, loss = GPT(config)(tg.zeros(1, 8, dtype=tg.int64), tg.ones(1, 8, dtype=tg.int64))
     assert logits.shape == (1, 8, config.vocab_size)

@@ -48,13 +48,17 @@ class TrainConfig(GPTConfig):
     """Sequences per forward pass; one step sees batch_size x block_size x gradient_accumulation_steps tokens."""
     gradient_accumulation_steps: int = 40
     """Forward and backward passes per optimizer step; their gradients are averaged."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block and compute the rest again in backward: less memory, about a third more time,
+    the same result."""
     max_iters: int = 600000
     """Optimizer steps in all."""
 
     eval_interval: int = 2000
     """Steps between evaluations (and checkpoints)."""
     eval_iters: int = 200
-    """Random batches of the validation text per evaluation, the same each time; 0 = the whole text, in order."""
+    """Random batches of the validation text per evaluation, the same each time; 0 = the whole text, in order. Of
+    examples the first so many batches; 0 = all."""
     eval_only: bool = False
     """Evaluate once and stop; nothing is written."""
     always_save_checkpoint: bool = True

@@ -1,6 +1,7 @@
 """How good a model is on a text it was not trained on: loss, perplexity, bits per byte."""
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import tensorgrad as tg
 from tensorgrad.nn import functional as F
@@ -41,9 +42,9 @@ def training_batches(split, block_size, batch_size, seed):
 
 def validation_batches(tokens, block_size, batch_size, iters=0, seed=0):
     """The (inputs, targets) that an evaluation goes over: the whole of `tokens` in order, or `iters` random batches,
-    which are the same for the same `seed`. Examples are always gone over in order."""
+    which are the same for the same `seed`. Of Examples the first `iters` batches in order, 0 = all."""
     if isinstance(tokens, Examples):
-        yield from tokens.in_order(batch_size)
+        yield from islice(tokens.in_order(batch_size), iters or None)
     elif iters == 0:
         yield from SequentialWindows(tokens, block_size, batch_size)
     else:

@@ -10,7 +10,7 @@ import tensorgrad as tg
 from tensorgrad.nn.utils import clip_grad_norm_
 
 from ..errors import UserError
-from ..text import check_length
+from ..text import IGNORE_INDEX, check_length
 from ..text.finetune import Examples
 from .evaluation import evaluate, training_batches, validation_batches
 from .optimizers import make_optimizer, make_schedule
@@ -42,6 +42,7 @@ class Trainer:
         if not isinstance(dataset.val, Examples):
             check_length(dataset.val, config.block_size if config.eval_iters else 1, "validation")
         self.model, self.config, self.dataset = model.to(config.device), config, dataset
+        model.activation_checkpointing = config.activation_checkpointing
         self.callbacks = list(callbacks)
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(config)
@@ -115,14 +116,16 @@ class Trainer:
         self.emit("on_step", record)
 
     def _accumulate_gradients(self):
-        """Forward and backward over the batches of one step; returns the mean loss."""
-        parts, total, self._step_tokens = self.config.gradient_accumulation_steps, 0.0, 0
-        for _ in range(parts):
-            x, y = self.batches.next()  # (B, T) each
+        """Forward and backward over the batches of one step; returns the mean loss of all their targets. Of examples
+        one batch may hold more targets than another, and then counts for more."""
+        batches = [self.batches.next() for _ in range(self.config.gradient_accumulation_steps)]  # (B, T) each
+        counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
+        total, self._step_tokens = 0.0, sum(x.size for x, _ in batches)
+        for (x, y), count in zip(batches, counts, strict=True):
             _, loss = self.model(tg.tensor(x, device=self.config.device), tg.tensor(y, device=self.config.device))
+            parts = sum(counts) / count  # their number, where all are alike
             (loss / parts).backward()
             total += loss.item() / parts
-            self._step_tokens += x.size
         return total
 
     def _check_finite(self, what, value, lr):
