@@ -48,6 +48,7 @@ from .dtypes import (
 from .errors import OpError
 from .functions import *  # noqa: F403
 from .io import load, save
+from .kernels.precision import get_float32_matmul_precision, set_float32_matmul_precision
 from .modes import (
     enable_grad,
     inference_mode,
@@ -107,6 +108,7 @@ __all__ = [
     "full",
     "full_like",
     "get_default_dtype",
+    "get_float32_matmul_precision",
     "get_rng_state",
     "half",
     "inference_mode",
@@ -133,6 +135,7 @@ __all__ = [
     "randperm",
     "save",
     "set_default_dtype",
+    "set_float32_matmul_precision",
     "set_grad_enabled",
     "set_rng_state",
     "short",

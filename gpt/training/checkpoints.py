@@ -22,6 +22,7 @@ from ..text import load_tokenizer
 from .config import TrainConfig, read_run, run_toml
 from .files import complete_or_nothing, delete
 from .lora import MERGED, adapt
+from .precision import weights_dtype
 
 CONFIG, TOKENIZER, WEIGHTS, ADAPTER = "config.toml", "tokenizer.json", "model.safetensors", "adapter.safetensors"
 PEFT_FOLDER = "peft"
@@ -161,7 +162,7 @@ def load_run(folder, device="cpu", open_base=None):
     if config.lora_r:
         model, _, _ = adapted_base(config, open_base)
     else:
-        model = GPT(config.model_config(tokenizer.vocab_size)).to(getattr(tg, config.dtype))
+        model = GPT(config.model_config(tokenizer.vocab_size)).to(weights_dtype(config.dtype))
     load_weights(model, folder)
     return model.to(device).eval(), tokenizer, config
 

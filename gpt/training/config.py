@@ -39,8 +39,8 @@ class TrainConfig(GPTConfig):
 
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
-    dtype: Literal["float32", "float64"] = "float32"
-    """Type of weights and arithmetic."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Type of weights and arithmetic. bfloat16: weights stay float32, matrix products are computed from 16 bits."""
     seed: int = 1337
     """Seed of initial weights, batches and dropout."""
 

@@ -29,6 +29,7 @@ from .checkpoints import (
 )
 from .logs import Console, LossPlot, MetricsFile
 from .lora import MERGED, merged_config
+from .precision import weights_dtype
 from .settings import differences
 from .trainer import Interrupted, Trainer
 
@@ -106,7 +107,7 @@ def _whole_model(config, open_base):
         base, tokenizer, *_ = open_base(source)
     dataset = load_dataset(config, tokenizer)
     tg.manual_seed(config.seed)
-    model = GPT(config.model_config(dataset.tokenizer.vocab_size)).to(getattr(tg, config.dtype))
+    model = GPT(config.model_config(dataset.tokenizer.vocab_size)).to(weights_dtype(config.dtype))
     if not plain:
         weights = weights_of(merge_and_unload(base))
         positions = weights.get("transformer.wpe.weight")

@@ -14,6 +14,7 @@ from ..text import IGNORE_INDEX, check_length
 from ..text.finetune import Examples
 from .evaluation import evaluate, training_batches, validation_batches
 from .optimizers import make_optimizer, make_schedule
+from .precision import arithmetic
 
 
 class Interrupted(KeyboardInterrupt):
@@ -122,9 +123,10 @@ class Trainer:
         counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
         total, self._step_tokens = 0.0, sum(x.size for x, _ in batches)
         for (x, y), count in zip(batches, counts, strict=True):
-            _, loss = self.model(tg.tensor(x, device=self.config.device), tg.tensor(y, device=self.config.device))
             parts = sum(counts) / count  # their number, where all are alike
-            (loss / parts).backward()
+            with arithmetic(self.config.dtype):
+                _, loss = self.model(tg.tensor(x, device=self.config.device), tg.tensor(y, device=self.config.device))
+                (loss / parts).backward()
             total += loss.item() / parts
         return total
 
@@ -142,7 +144,7 @@ class Trainer:
     def evaluate(self):
         """Evaluate on the validation text, note whether it is the best so far, and tell the callbacks."""
         config = self.config
-        with self.interruptible():
+        with self.interruptible(), arithmetic(config.dtype):
             batches = validation_batches(self.dataset.val, config.block_size, config.batch_size, config.eval_iters,
                                          config.seed)
             result = evaluate(self.model, batches, self.token_bytes, config.device)

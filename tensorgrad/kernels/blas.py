@@ -93,7 +93,7 @@ def _function(kind):
     return function
 
 
-def _layout(a):
+def layout(a):
     """(transposed?, leading dimension) of a matrix that BLAS reads without a copy, or None."""
     size, (rows, columns) = a.itemsize, a.shape
     s0, s1 = a.strides
@@ -113,7 +113,7 @@ def gemm(a, b, out, accumulate=False):
         if a.dtype == b.dtype == out.dtype and a.dtype.char in "fd"
         else None
     )
-    layouts = (_layout(a), _layout(b), _layout(out))
+    layouts = (layout(a), layout(b), layout(out))
     if function is None or None in layouts or layouts[2][0] != NO_TRANS or not a.size or not b.size:
         if accumulate:
             out += a @ b

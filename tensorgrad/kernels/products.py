@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .blas import gemm
+from . import bfloat16, blas
 from .pool import pool
 
 GRAIN = 1 << 21  # multiply-adds below which a second thread costs more than it saves
@@ -12,10 +12,17 @@ HALVES = 1 << 29  # multiply-adds from which two threads take half of each of tw
 WEIGHTS = 1 << 17  # elements of a matrix from which two threads read it faster than one
 
 
+def gemm(a, b, out, accumulate=False):
+    """out = a @ b, or += with `accumulate`, in the calling thread; bfloat16 matrices (uint16) give float32."""
+    (bfloat16.gemm if a.dtype == np.uint16 else blas.gemm)(a, b, out, accumulate)
+
+
 def product(a, b, out=None, accumulate=False):
     """a (n, k) @ b (k, m) -> (n, m), into `out` where given, added to it with `accumulate`."""
     if out is None:
         out = np.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    if bfloat16.rounds(a, b):
+        a, b = bfloat16.rounded(a), bfloat16.rounded(b)
     run(split_product(a, b, out, accumulate))
     return out
 

@@ -4,7 +4,7 @@ Same names and arguments as in reference.py; what is not redefined here is taken
 
 import numpy as np
 
-from . import reference
+from . import bfloat16, reference
 from .blocks import BLOCK
 from .blocks import by_rows as _by_rows
 from .blocks import spread as _flat
@@ -28,6 +28,11 @@ def linear_backward(xp, x, weight, g, needs, into=None):
     """Gradients (dx, dweight, dbias) of linear, those that `needs` asks for. The two products run side by side."""
     dx = np.empty(x.shape, x.dtype) if needs[0] else None
     dw, add = (np.empty(weight.shape, weight.dtype) if needs[1] else None, False) if into is None else into
+    db = reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
+    if bfloat16.rounds(g, weight) and bfloat16.rounds(g.T, x):
+        g = bfloat16.rounded(g)
+        weight = weight if dx is None else bfloat16.rounded(weight)
+        x = x if dw is None else bfloat16.rounded(x)
     first, second = (g, weight, dx, False), (g.T, x, dw, add)
     if dx is not None and dw is not None:
         run_pair(first, second)
@@ -35,7 +40,7 @@ def linear_backward(xp, x, weight, g, needs, into=None):
         run(split_product(*first))
     elif dw is not None:
         run(split_product(*second))
-    return dx, None if into else dw, reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
+    return dx, None if into else dw, db
 
 
 def matmul(xp, a, b):
