@@ -207,6 +207,19 @@ def _inspect(argv):
     _with_model(inspect, InspectConfig, argv, title, "a text is given as --text")
 
 
+def serve(argv=None):
+    """The program `scripts/serve.py`, also installed as `gpt-serve`. Returns the exit code."""
+    return run_cli(_serve, argv)
+
+
+def _serve(argv):
+    from .serving.config import ServeConfig
+    from .serving.run import serve
+
+    _with_model(serve, ServeConfig, argv, "Serve a trained model: OpenAI's API, and a page that looks inside.",
+                "the model is given as --init_from")
+
+
 def convert_model(argv=None):
     """The program `scripts/convert.py`, also installed as `gpt-convert`. Returns the exit code."""
     return run_cli(_convert, argv)

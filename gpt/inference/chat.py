@@ -64,10 +64,7 @@ class Chat:
 
     def __init__(self, model, tokenizer, settings, system=""):
         self.model, self.tokenizer, self.settings, self.system = model, tokenizer, settings, system
-        if tokenizer.chat_template:
-            self.stops = ()
-        else:
-            self.stops = ("\nUser:", "\nAssistant:") if _knows_names(tokenizer) else ("\n",)
+        self.stops = dialogue_stops(tokenizer)
         self.decoder = Decoder(model, tokenizer, rows=1, reuse=True)  # an answer reads only what is new
         self.reset()
 
@@ -125,6 +122,13 @@ def conversation_ids(tokenizer, messages):
     if not _knows_names(tokenizer):
         return as_ids(tokenizer, "".join(m["content"] + "\n" for m in messages))
     return as_ids(tokenizer, render(tokenizer, messages))
+
+
+def dialogue_stops(tokenizer):
+    """The texts that end an answer where the conversation is written as a dialogue; none where there is a template."""
+    if tokenizer.chat_template:
+        return ()
+    return ("\nUser:", "\nAssistant:") if _knows_names(tokenizer) else ("\n",)
 
 
 def _knows_names(tokenizer):

@@ -1,0 +1,91 @@
+"""Starting the server, as scripts/serve.py does, and stopping it so that what can be finished is."""
+import logging
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import UserError
+from ..interop import load_with_tokenizer
+from ..interop.peft import load_peft
+from ..model.lora import active_adapters, set_adapters
+from ..training.checkpoints import METRICS, PEFT_FOLDER
+from .engine import BASE, Engine
+
+KEY_VARIABLE = "GPT_API_KEY"
+
+
+def serve(config, load=load_with_tokenizer, say=print):
+    """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM. `load(path, device)` gives a tuple
+    that begins with model and tokenizer. Raises UserError where the model or the address is not to be had."""
+    try:
+        import uvicorn
+
+        from .app import create_app
+    except ImportError as error:
+        raise UserError(f"the server needs {error.name}: pip install starlette uvicorn") from None
+    config = complete(config)
+    listener = listen(config.host, config.port)
+    with listener:
+        engine = open_engine(config, load)
+        settings = uvicorn.Config(create_app(engine, config), log_level="warning", server_header=False, lifespan="on",
+                                  timeout_graceful_shutdown=int(config.shutdown_timeout) + 5)
+        logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        say(f"{', '.join(engine.models)} at http://{host}:{listener.getsockname()[1]} (Ctrl-C stops)")
+        server = _server_class(uvicorn.Server)(settings, engine, config.shutdown_timeout)
+        server.run(sockets=[listener])
+    if server.signals[:1] == [signal.SIGINT]:
+        raise KeyboardInterrupt("stopped")
+
+
+def _server_class(base):
+    class Server(base):
+        """uvicorn's, which lets the engine finish first and keeps signals for the caller to look at."""
+
+        def __init__(self, settings, engine, seconds):
+            super().__init__(settings)
+            self.engine, self.seconds, self.signals = engine, seconds, []
+
+        def handle_exit(self, sig, frame):
+            super().handle_exit(sig, frame)
+            self.signals.append(sig)
+            self._captured_signals.clear()  # uvicorn would raise them again, and SIGTERM end the process at once
+
+        async def shutdown(self, sockets=None):
+            self.engine.drain(self.seconds)
+            await super().shutdown(sockets)
+
+    return Server
+
+
+def complete(config):
+    """A ServeConfig with what it leaves open: the key from the environment, name, and run folder."""
+    run = Path(config.init_from)
+    return replace(config, api_key=config.api_key or os.environ.get(KEY_VARIABLE, ""),
+                   name=config.name or run.resolve().name.removesuffix(".gguf") or "model",
+                   run_dir=config.run_dir or (str(run) if (run / METRICS).is_file() else ""))
+
+
+def listen(host, port):
+    """A listening socket. Raises UserError for an address that is taken or not ours."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+                                    backlog=256)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from None
+
+
+def open_engine(config, load=load_with_tokenizer):
+    """The Engine that a ServeConfig describes, not started. Raises UserError for what cannot be opened."""
+    model, tokenizer, *_ = load(config.init_from, config.device)
+    own = active_adapters(model)
+    for name, folder in config.adapter_folders().items():
+        if name == BASE:
+            raise UserError(f"adapters: {BASE} stands for the model without its own adapter; choose another name")
+        peft = Path(folder) / PEFT_FOLDER  # a run that trained an adapter keeps its best one there
+        load_peft(model, peft if peft.is_dir() else folder, name)
+    set_adapters(model, own)
+    return Engine(model.eval(), tokenizer, config, config.name)

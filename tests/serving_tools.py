@@ -1,0 +1,92 @@
+"""A server on loopback with a tiny random model, for the tests of gpt.serving."""
+import threading
+import time
+from contextlib import contextmanager
+
+import tensorgrad as tg
+from gpt.model import GPT, GPTConfig
+from gpt.model.lora import LoRAConfig, inject, parts, set_adapters
+from gpt.text import CharTokenizer
+from gpt.text.tokenizers.base import Tokenizer
+
+LETTERS = "".join(sorted(set("abcdefghijklmnopqrstuvwxyz0123456789 .,\nUserAssistant:é😀")))
+
+
+class ByteTokenizer(Tokenizer):
+    """One id per byte, and <|end|>: texts whose characters take several tokens."""
+
+    kind = name = "bytes"
+    vocab_size = 257
+    special_tokens = {"<|end|>": 256}
+    eos_id = eot_id = 256
+    pieces = [bytes([i]) for i in range(256)] + [b"<|end|>"]
+
+    def _encode_ordinary(self, text):
+        import numpy as np
+        return np.frombuffer(text.encode(), np.uint8)
+
+    def to_json(self):
+        return {"kind": self.kind}
+
+    @classmethod
+    def from_json(cls, description):
+        return cls()
+
+    def hugging_face_json(self):
+        return {}
+
+
+def tiny_model(tokenizer, block_size=96, adapters=(), seed=1, **changes):
+    """A random model whose choices are far from even, with adapters that say something else."""
+    tg.manual_seed(seed)
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32} | changes
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=block_size, **shape)).eval()
+    with tg.no_grad():
+        for p in model.parameters():
+            p.add_(tg.randn(*p.shape) * 0.15)
+        for name in adapters:
+            inject(model, LoRAConfig(r=2), name)
+            for part in parts(model, name):
+                part.lora_B.add_(tg.randn(*part.lora_B.shape))
+    set_adapters(model, [])
+    return model
+
+
+def tiny_engine(tokenizer=None, model=None, adapters=(), **settings):
+    """An Engine, not started."""
+    from gpt.serving.config import ServeConfig
+    from gpt.serving.engine import Engine
+
+    tokenizer = tokenizer or CharTokenizer(LETTERS)
+    return Engine(model or tiny_model(tokenizer, adapters=adapters), tokenizer, ServeConfig(**settings), "tiny")
+
+
+@contextmanager
+def serving(engine, drain=2.0):
+    """The address of a real server in a thread of its own."""
+    import uvicorn
+
+    from gpt.serving.app import create_app
+    from gpt.serving.run import listen
+
+    listener = listen("127.0.0.1", 0)
+    settings = uvicorn.Config(create_app(engine, engine.config), log_level="warning", lifespan="on",
+                              timeout_graceful_shutdown=5)
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def until(condition, seconds=20):
+    """Wait until `condition()` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
