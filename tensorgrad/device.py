@@ -1,10 +1,12 @@
 """Where arrays live. Each Tensor carries its Device; operations read the array module from it (`ctx.xp`).
 
 A Device gathers the few functions in which NumPy and CuPy differ, so that no operation asks which device it is on.
-CuPy is imported when a CUDA device is first asked for, never before.
+GPUs are in cuda_device.py, which is loaded when a CUDA device is first asked for, and CuPy with it.
 """
 
 import numpy as np
+
+from .errors import OpIndexError
 
 
 class DeviceError(RuntimeError):
@@ -19,6 +21,7 @@ class Device:
     index = None
     xp = np
     ndarray = np.ndarray
+    switch = False  # must `use()` come before work on this device, because there are several?
 
     def __repr__(self):
         return (
@@ -31,6 +34,9 @@ class Device:
     def __reduce__(self):
         return device, (str(self),)
 
+    def use(self):
+        """Make this the device on which CUDA work of this thread runs."""
+
     def asarray(self, array):
         """`array` (NumPy) as an array of this device; no copy where it already is one."""
         return np.asarray(array)
@@ -39,6 +45,14 @@ class Device:
         """An array of this device as a NumPy array; waits for the device."""
         return array
 
+    def item(self, array):
+        """The only element of an array of this device as a Python number; waits for the device."""
+        return array.item()
+
+    def copy_from(self, source, array):
+        """A copy on this device of an array of the device `source`."""
+        return source.to_numpy(array)
+
     def from_dlpack(self, array):
         return np.from_dlpack(array)
 
@@ -46,35 +60,25 @@ class Device:
         """flat[index] += values with repeated indices added up; `flat` and `values` are 1-D."""
         np.add.at(flat, index, values)
 
+    def check_range(self, what, index, n, where, ignore=None):
+        """Raise IndexError, "`what` 7 is out of range for `where`", where an integer array leaves 0 ... n - 1 at
+        elements other than `ignore`. A GPU notes it and raises at the next result that is read (`raise_noted`)."""
+        if not index.size or (0 <= int(index.min()) and int(index.max()) < n):
+            return
+        wrong = index[(index < 0) | (index >= n)]
+        wrong = wrong if ignore is None else wrong[wrong != ignore]
+        if wrong.size:
+            raise OpIndexError(f"{what} {int(wrong.reshape(-1)[0])} is out of range for {where}")
+
+    def check_index(self, shape, index):
+        """check_range for the arrays in an index into an array of this shape. NumPy checks by itself."""
+
+    def raise_noted(self):
+        """Raise what `check_range` noted on a GPU; nothing on a CPU, which raises at once."""
+
     def synchronize(self):
         """Wait until all work queued on the device is done."""
 
-
-class CudaDevice(Device):
-    """One NVIDIA GPU through CuPy."""
-
-    type = "cuda"
-
-    def __init__(self, cupy, index):
-        self.xp, self.index, self.ndarray = cupy, index, cupy.ndarray
-
-    def asarray(self, array):
-        with self.xp.cuda.Device(self.index):
-            return self.xp.asarray(array)
-
-    def to_numpy(self, array):
-        return self.xp.asnumpy(array)
-
-    def from_dlpack(self, array):
-        return self.xp.from_dlpack(array)
-
-    def scatter_add(self, flat, index, values):
-        import cupyx
-
-        cupyx.scatter_add(flat, index, values)
-
-    def synchronize(self):
-        self.xp.cuda.Device(self.index).synchronize()
 
 
 cpu = Device()
@@ -92,45 +96,7 @@ def device(spec):
         raise DeviceError(f"unknown device {spec!r}; devices are 'cpu', 'cuda' and 'cuda:N'")
     index = int(number or 0)
     if index not in _cuda_devices:
-        cupy, count = _load_cupy(spec)
-        if index >= count:
-            raise DeviceError(
-                f"device {spec!r} is not there: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}"
-            )
-        _cuda_devices[index] = CudaDevice(cupy, index)
+        from .cuda_device import open_device
+
+        _cuda_devices[index] = open_device(spec, index)
     return _cuda_devices[index]
-
-
-def _load_cupy(spec):
-    try:
-        import cupy
-    except ImportError as error:
-        raise DeviceError(
-            f"device {spec!r} needs CuPy, which cannot be imported ({error}); "
-            'install it with pip install -e ".[cuda13]" (CUDA 13 driver) or ".[cuda12]"'
-        ) from None
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # CUDARuntimeError; its class needs a working CUDA to import
-        raise DeviceError(
-            f"device {spec!r} needs an NVIDIA driver and GPU, which CuPy does not find: {error}"
-        ) from None
-    if count == 0:
-        raise DeviceError(f"device {spec!r} is not there: CuPy finds no GPU")
-    return cupy, count
-
-
-def cuda_is_available():
-    """True where CuPy is installed and sees at least one GPU; never raises."""
-    try:
-        return _load_cupy("cuda")[1] > 0
-    except DeviceError:
-        return False
-
-
-def cuda_device_count():
-    """The number of GPUs that CuPy sees; 0 without CuPy or driver."""
-    try:
-        return _load_cupy("cuda")[1]
-    except DeviceError:
-        return 0

@@ -241,6 +241,8 @@ class Op:
 
     def _backward(ctx, gradients, retain):
         """Input gradients, matched to the inputs' shapes and dtypes."""
+        if ctx.device.switch:
+            ctx.device.use()
         for hook in hooks:
             hook.before_backward(ctx, gradients)
         result = ctx.backward(*gradients)
@@ -297,6 +299,8 @@ def apply(op, *inputs, **options):
     except AttributeError:
         raise TypeError(errors.not_a_tensor(op, inputs)) from None
     ctx.xp, ctx.device = device.xp, device
+    if device.switch:
+        device.use()
     for i, tensor in enumerate(inputs):
         if tensor.device is not device:
             device, arrays = errors.unify_devices(op, inputs)
@@ -430,7 +434,7 @@ def _add(pending, heap, node, gradient, fresh, create_graph):
     else:
         old, device = entry[0].array, gradient.device
         plus = routines(device).add if old.size >= LARGE else device.xp.add
-        total = plus(old, gradient.array, old if entry[1] else None)
+        total = plus(old, gradient.array, out=old if entry[1] else None)
         if not entry[1]:
             pending[node] = (wrap(total, device), True)
 

@@ -188,7 +188,7 @@ class Tensor(
         """The only element as a Python number; waits for the device."""
         if self.array.size != 1:
             raise RuntimeError(f"item: a tensor of shape {self.shape} has {self.array.size} elements, not one")
-        return self.array.item()
+        return self.device.item(self.array)
 
     def tolist(self):
         return self.device.to_numpy(self.array).tolist()
@@ -216,7 +216,7 @@ class Tensor(
     def __bool__(self):
         if self.array.size != 1:
             raise RuntimeError(f"the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()")
-        return bool(self.array.item())
+        return bool(self.device.item(self.array))
 
     def __float__(self):
         return float(self.item())

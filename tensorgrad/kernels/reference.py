@@ -296,7 +296,7 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     if mask is not None:
         mask = mask.reshape(scores.shape)
         scores = xp.where(mask, scores, -xp.inf).astype(q.dtype) if mask.dtype == bool else scores + mask
-    top = scores.max(axis=-1, keepdims=True, initial=-xp.inf)
+    top = scores.max(axis=-1, keepdims=True)
     scores -= xp.where(xp.isfinite(top), top, 0).astype(scores.dtype, copy=False)
     xp.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)

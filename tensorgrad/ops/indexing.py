@@ -32,6 +32,7 @@ class Take(Op):
     def forward(ctx, x, index, distinct):
         ctx.shape, ctx.distinct = x.shape, distinct
         ctx.index = _own(index) if ctx.recording else None
+        ctx.device.check_index(x.shape, index)
         return x[index]
 
     def backward(ctx, g):
@@ -89,6 +90,8 @@ def split_index(index, ndim, device):
                 raise OpIndexError(f"getitem: an index must hold integers or booleans, not {item.dtype}")
             if item.ndim == 0 and item.dtype.kind in "iu":
                 items[i] = int(item)
+            elif isinstance(item, np.ndarray) and device.type != "cpu":
+                items[i] = device.asarray(item)
         elif isinstance(item, bool):
             items[i] = device.asarray(np.asarray(item))
         elif item is not None and item is not Ellipsis and not isinstance(item, int | slice):
@@ -144,22 +147,18 @@ def _grid(xp, index, dim):
 
 
 def _check_range(name, index, n, dim):
-    if index.dtype.kind not in "iu":
-        raise OpTypeError(f"{name}: the index must be an integer tensor, got {index.dtype}")
-    if isinstance(index, np.ndarray) and index.size:  # on a GPU the check would wait for the device
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= n:
-            raise OpIndexError(
-                f"{name}: index {low if low < 0 else high} is out of range for dimension {dim} of size {n}"
-            )
+    if index.array.dtype.kind not in "iu":
+        raise OpTypeError(f"{name}: the index must be an integer tensor, got {index.array.dtype}")
+    index.device.check_range(f"{name}: index", index.array, n, f"dimension {dim} of size {n}")
 
 
 def _check_gather(name, x, index, dim):
+    tensor, index = index, index.array
     if index.ndim != x.ndim and x.ndim and index.ndim:
         raise OpError(f"{name}: the index has {index.ndim} dimensions, the tensor {x.ndim}; they must be equal")
     if any(i > s for d, (i, s) in enumerate(zip(index.shape, x.shape, strict=False)) if d != dim and index.size):
         raise OpError(f"{name}: index shape {index.shape} is larger than {x.shape} outside dimension {dim}")
-    _check_range(name, index, x.shape[dim] if x.ndim else 1, dim)
+    _check_range(name, tensor, x.shape[dim] if x.ndim else 1, dim)
 
 
 class Gather(Op):
@@ -289,7 +288,7 @@ class IndexingMethods:
         dim = dim_index(dim, self.array.ndim)
         if not index.array.size:
             return self.reshape(-1)[:0].reshape(index.array.shape)
-        _check_gather("gather", self.array, index.array, dim)
+        _check_gather("gather", self.array, index, dim)
         if self.array.ndim != index.array.ndim:
             x = self.reshape(1) if not self.array.ndim else self
             i = index.reshape(1) if not index.array.ndim else index
@@ -305,7 +304,7 @@ class IndexingMethods:
             return self.scatter_add(dim, index, src)
         if reduce is not None:
             raise OpError(f"scatter: reduce must be None or 'add', got {reduce!r}")
-        _check_gather("scatter", self.array, index.array, dim)
+        _check_gather("scatter", self.array, index, dim)
         if not is_tensor(src):
             src = scalar(src, self, self.array.dtype)
         elif src.array.dtype != self.array.dtype:
@@ -315,7 +314,7 @@ class IndexingMethods:
     def scatter_add(self, dim, index, src):
         """self with src[i][j] added to self[index[i][j]][j] for dim 0, and so on; repeated indices add up."""
         dim = dim_index(dim, self.array.ndim)
-        _check_gather("scatter_add", self.array, index.array, dim)
+        _check_gather("scatter_add", self.array, index, dim)
         if src.array.dtype != self.array.dtype:
             raise OpTypeError(f"scatter_add: dtypes differ: {self.array.dtype} and {src.array.dtype}")
         return self._along(ScatterAdd, dim, index, src)
@@ -339,7 +338,7 @@ class IndexingMethods:
         dim = dim_index(dim, self.array.ndim)
         if index.array.ndim > 1:
             raise OpIndexError(f"index_select: the index must be 1-D, got shape {index.array.shape}")
-        _check_range("index_select", index.array, self.array.shape[dim] if self.array.ndim else 1, dim)
+        _check_range("index_select", index, self.array.shape[dim] if self.array.ndim else 1, dim)
         if not self.array.ndim:
             return self.reshape(1).index_select(0, index).reshape(())
         return apply(IndexSelect, self, index.reshape(-1), dim=dim)
@@ -347,7 +346,7 @@ class IndexingMethods:
     def index_add(self, dim, index, source, *, alpha=1):
         """self with alpha * source[i] added to row index[i] of `dim`; repeated indices add up."""
         dim = dim_index(dim, self.array.ndim)
-        _check_range("index_add", index.array, self.array.shape[dim] if self.array.ndim else 1, dim)
+        _check_range("index_add", index, self.array.shape[dim] if self.array.ndim else 1, dim)
         own, given = self.array.shape, source.array.shape
         if (
             index.array.ndim > 1

@@ -1,7 +1,5 @@
 """Operations of neural networks that run as one routine of `kernels/` each way."""
 
-import numpy as np
-
 from .. import dtypes
 from ..engine import Op, apply, modes, run_backward, wrap
 from ..errors import OpError, OpTypeError
@@ -187,10 +185,7 @@ class CrossEntropy(Fused):
 
     def forward(ctx, logits, target, ignore_index):
         ctx.ignore_index = ignore_index
-        if isinstance(target, np.ndarray) and target.size:
-            wrong = target[(target != ignore_index) & ((target < 0) | (target >= logits.shape[1]))]
-            if wrong.size:
-                raise IndexError(f"target {int(wrong[0])} is out of range for {logits.shape[1]} classes")
+        ctx.device.check_range("cross_entropy: target", target, logits.shape[1], f"{logits.shape[1]} classes", ignore_index)
         loss, lse, counted = routines(ctx.device).cross_entropy(ctx.xp, logits, target, ignore_index)
         ctx.save(logits, target, lse, counted)
         return loss
@@ -208,10 +203,7 @@ class Embedding(Fused):
     def forward(ctx, weight, ids, padding):
         ctx.padding, ctx.rows = padding, weight.shape[0]
         ctx.save(ids)
-        if isinstance(ids, np.ndarray) and ids.size:  # on a GPU the check would wait for the device
-            low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= len(weight):
-                raise IndexError(f"id {low if low < 0 else high} is out of range for a table of {len(weight)} rows")
+        ctx.device.check_range("embedding: id", ids, len(weight), f"a table of {len(weight)} rows")
         return ctx.xp.take(weight, ids, axis=0)
 
     def backward(ctx, g):

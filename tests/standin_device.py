@@ -1,0 +1,48 @@
+"""The stand-in as device "cuda": a CudaDevice over tests/standin.py instead of CuPy, and tensorgrad with that default."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import pytest
+import standin
+
+import tensorgrad as tg
+from tensorgrad.cuda_device import CudaDevice
+
+devices = sys.modules["tensorgrad.device"]  # the package has a function of that name
+MAKERS = """tensor as_tensor full zeros ones empty arange linspace eye rand randn randint randperm
+scalar_tensor""".split()
+
+
+def install(monkeypatch, count=1):
+    """Let "cuda" (and "cuda:1" with count=2) be the stand-in for the rest of the test; returns the first device."""
+    table = {i: CudaDevice(standin, i, count) for i in range(count)}
+    monkeypatch.setattr(devices, "_cuda_devices", table)
+    standin.syncs.clear()
+    standin.cuda.Device(0).use()
+    return table[0]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    return install(monkeypatch)
+
+
+class OnDevice:
+    """tensorgrad whose makers of tensors use `device` unless told otherwise."""
+
+    def __init__(self, device):
+        self._device = device
+
+    def __getattr__(self, name):
+        thing = getattr(tg, name)
+        if name not in MAKERS:
+            return thing
+
+        @functools.wraps(thing)
+        def make(*args, device=None, **options):
+            return thing(*args, device=device or self._device, **options)
+
+        return make
