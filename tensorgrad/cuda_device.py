@@ -105,8 +105,8 @@ class CudaDevice(Device):
         for (what, where), slot in self._checks.items():
             if noted[slot] != NONE:
                 self._noted.fill(NONE)
-                raise OpIndexError(f"{what} {noted[slot]} is out of range for {where} (noted on {self}, reported when a "
-                                   "result was read)")
+                raise OpIndexError(f"{what} {noted[slot]} is out of range for {where} (noted on {self}, reported when "
+                                   "a result was read)")
 
     def synchronize(self):
         self.xp.cuda.Device(self.index).synchronize()
@@ -134,7 +134,8 @@ def load_cupy(spec="cuda"):
         try:
             import cupy
         except ImportError as error:
-            raise DeviceError(f"device {spec!r} needs CuPy, which cannot be imported ({_line(error)}); {INSTALL}") from None
+            reason = f"needs CuPy, which cannot be imported ({_line(error)}); {INSTALL}"
+            raise DeviceError(f"device {spec!r} {reason}") from None
         count = _count(cupy, spec)
         _require_libraries(cupy, spec)
         _name_memory_errors(cupy)
@@ -158,8 +159,8 @@ def _count(cupy, spec):
         built = getattr(runtime, "CUDART_VERSION", None) or _version_of(runtime.runtimeGetVersion)
         if "InsufficientDriver" in str(error) or (built and driver // 1000 < built // 1000):
             raise DeviceError(
-                f"device {spec!r}: the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the installed "
-                f"CuPy needs CUDA {(built or 13000) // 1000}; install the other extra, pip install -e "
+                f"device {spec!r}: the NVIDIA driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, the "
+                f"installed CuPy needs CUDA {(built or 13000) // 1000}; install the other extra, pip install -e "
                 f'".[cuda{driver // 1000}]" after pip uninstall of the present cupy package, or a newer driver'
             ) from None
         raise DeviceError(f"device {spec!r} is not there: CuPy finds no GPU ({_line(error)}); is CUDA_VISIBLE_DEVICES "
@@ -209,8 +210,8 @@ def _name_memory_errors(cupy):
 def out_of_memory(index, size, free, total, used):
     """The one line for memory that is used up; sizes in bytes."""
     asked, free, total, used = (f"{n / 2**30:.2f} GiB" for n in (size, free, total, used))
-    return (f"out of memory on cuda:{index}: {asked} asked for, {free} free of {total}, {used} in tensors; use a smaller "
-            "batch_size (with more gradient_accumulation_steps), a smaller block_size, or dtype bfloat16")
+    return (f"out of memory on cuda:{index}: {asked} asked for, {free} free of {total}, {used} in tensors; use a "
+            "smaller batch_size (with more gradient_accumulation_steps), a smaller block_size, or dtype bfloat16")
 
 
 def cuda_is_available():

@@ -1,8 +1,8 @@
 """A stand-in for CuPy without a GPU: NumPy underneath, CuPy's refusals on top.
 
-What CuPy refuses is refused here: NumPy arrays and lists as operands, conversion to NumPy without being asked, functions
-and keyword arguments that CuPy lacks (`max(initial=)`, `where=`), matrix products of more than two dimensions in 16
-bits, scattered additions of dtypes without atomics. What it does silently is done: out-of-range index arrays wrap
+What CuPy refuses is refused here: NumPy arrays and lists as operands, conversion to NumPy without being asked,
+functions and keyword arguments that CuPy lacks (`max(initial=)`, `where=`), matrix products of more than two dimensions
+in 16 bits, scattered additions of dtypes without atomics. What it does silently is done: out-of-range index arrays wrap
 around, reductions give 0-d arrays. Whatever makes the host wait (item, bool, tolist, asnumpy, masks as indices) counts
 as a synchronisation in `syncs`. tests/test_standin.py compares names and arguments with CuPy where that is installed.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import types
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +23,7 @@ float16, float32, float64 = np.float16, np.float32, np.float64
 ATOMIC = {"int32", "uint32", "uint64", "float16", "float32", "float64"}  # dtypes that CuPy's add.at takes
 
 syncs: list[str] = []  # what made the host wait, in order
+alive: weakref.WeakSet = weakref.WeakSet()  # all arrays
 
 
 def _wait(what):
@@ -50,7 +52,7 @@ class ndarray:
     """cupy.ndarray; `_a` is the NumPy array that stands for the memory on the GPU."""
 
     __slots__ = ("_a", "base", "__weakref__")
-    __hash__ = None
+    __hash__ = object.__hash__  # CuPy's arrays have none; the list of living arrays needs one
     shape = property(lambda self: self._a.shape)
     dtype = property(lambda self: self._a.dtype)
     ndim = property(lambda self: self._a.ndim)
@@ -257,6 +259,7 @@ def _result(value, source=None):
     if isinstance(value, ndarray):
         return value
     out = ndarray.__new__(ndarray)
+    alive.add(out)
     out._a = np.asarray(value)
     out.base = None
     if source is not None and out._a.size and np.may_share_memory(out._a, source._a):
@@ -303,7 +306,7 @@ def _reduce(name, x, axis, keepdims, dtype):
     return _result(out.astype(kept) if kept is not None else out)
 
 
-# ---- functions: name -> what is called; operands are checked, keyword arguments are CuPy's -----------------------------
+# ---- functions: name -> what is called; operands are checked, keyword arguments are CuPy's ---------------------------
 
 
 class _UFunc:
@@ -567,7 +570,7 @@ def _as_strided(x, shape=None, strides=None):
 lib = types.SimpleNamespace(stride_tricks=types.SimpleNamespace(sliding_window_view=_windows, as_strided=_as_strided))
 
 
-# ---- devices, streams, events ------------------------------------------------------------------------------------------
+# ---- devices, streams, events ----------------------------------------------------------------------------------------
 
 COUNT = 2  # GPUs that the stand-in pretends to see
 

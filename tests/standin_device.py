@@ -1,4 +1,4 @@
-"""The stand-in as device "cuda": a CudaDevice over tests/standin.py instead of CuPy, and tensorgrad with that default."""
+"""The stand-in as device "cuda": a CudaDevice over tests/standin.py instead of CuPy; tensorgrad with that default."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def cross_entropy(
     if weight is None and not label_smoothing and rows.array.size and ops.LEVEL != "composed":
         loss = apply(ops.CrossEntropy, rows, ids, ignore_index=ignore_index)
         if reduction == "mean":
-            return loss.sum() * (1 / count if (count := int((ids.array != ignore_index).sum())) else math.nan)
+            return loss.sum() / (ids != ignore_index).sum().to(loss.dtype)  # nan where nothing counts, as in PyTorch
         return _reduce("cross_entropy", loss.reshape(shape), reduction)
     logp = rows.log_softmax(1)
     hard = nll_loss(logp, ids, weight, ignore_index, reduction)

@@ -185,7 +185,8 @@ class CrossEntropy(Fused):
 
     def forward(ctx, logits, target, ignore_index):
         ctx.ignore_index = ignore_index
-        ctx.device.check_range("cross_entropy: target", target, logits.shape[1], f"{logits.shape[1]} classes", ignore_index)
+        classes = logits.shape[1]
+        ctx.device.check_range("cross_entropy: target", target, classes, f"{classes} classes", ignore_index)
         loss, lse, counted = routines(ctx.device).cross_entropy(ctx.xp, logits, target, ignore_index)
         ctx.save(logits, target, lse, counted)
         return loss
