@@ -170,6 +170,7 @@ class Op:
     parents = ()  # nodes of the inputs (None: no gradient wanted); filled in when recorded
     recording = False
     hooks = None
+    retain = False  # in backward: will what was saved be needed again?
     trace = None  # where it was created, while somebody traces
     _saved = ()
     _outputs = None  # several outputs: their (shape, dtype)
@@ -243,6 +244,8 @@ class Op:
         """Input gradients, matched to the inputs' shapes and dtypes."""
         if ctx.device.switch:
             ctx.device.use()
+        if ctx.retain is not retain:
+            ctx.retain = retain
         for hook in hooks:
             hook.before_backward(ctx, gradients)
         result = ctx.backward(*gradients)

@@ -158,6 +158,22 @@ def test_softmax_of_extremes(kernels, dtype, rows, rng):
     assert np.isnan(y[0]).all() and np.isfinite(y[1:]).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@each_dtype
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_nan_is_not_hidden(kernels, dtype, bad, rng):
+    """One number that is not finite makes its row nan, and no other."""
+    x, g = normal(rng, (301, 67), dtype), normal(rng, (301, 67), dtype)
+    x[5, 3] = bad
+    loss = kernels.cross_entropy(np, x, np.zeros(301, np.int64), -100)[0]
+    for row in (kernels.softmax(np, x, 1), kernels.log_softmax(np, x, 1), loss[:, None]):
+        assert np.isnan(row[5]).any() and np.isfinite(row[:5]).all() and np.isfinite(row[6:]).all()
+    for y in (kernels.softmax(np, x, 1), kernels.log_softmax(np, x, 1)):
+        backward = kernels.softmax_backward if y[0].sum() > 0 else kernels.log_softmax_backward
+        dx = backward(np, y, g, 1)
+        assert np.isnan(dx[5]).any() and np.isfinite(dx[:5]).all() and np.isfinite(dx[6:]).all()
+
+
 def affine_of(rng, kind, width, dtype):
     """(weight, bias) that the kind has, None else."""
     weight, bias = (rng.uniform(0.5, 2, 2 * width) * rng.choice([-1, 1], 2 * width)).astype(dtype).reshape(2, width)

@@ -125,7 +125,8 @@ class Trainer:
         for (x, y), count in zip(batches, counts, strict=True):
             parts = sum(counts) / count  # their number, where all are alike
             with arithmetic(self.config.dtype):
-                _, loss = self.model(tg.tensor(x, device=self.config.device), tg.tensor(y, device=self.config.device))
+                x, y = (tg.tensor(ids, device=self.config.device) for ids in (x, y))
+                loss = self.model(x, y)[1]  # nobody holds the logits: backward writes their gradient in their place
                 (loss / parts).backward()
             total += loss.item() / parts
         return total

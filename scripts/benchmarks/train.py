@@ -88,7 +88,7 @@ def measure(spec):
 
     def step():
         with context:
-            _, loss = model(idx, targets)
+            loss = model(idx, targets)[1]
         optimizer.zero_grad()
         loss.backward()
         clip(parameters, 1.0)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from . import reference, threaded
-from .compiled_math import F32, HALF, INV_SQRT_2PI, ONE, TWO, exp, exp_shifted, hash32, logistic, njit_fast, normal_tail
+from .compiled_math import F32, HALF, INV_SQRT_2PI, ONE, TWO, exp, hash32, logistic, njit_fast, normal_tail
 from .pool import pool
 from .reference import dropout_key
 from .threaded import *  # noqa: F403
@@ -241,88 +241,6 @@ def _rows(kernel, x, *arrays):
 
 def _grain(x):
     return max(1, (1 << 14) // x.shape[1])
-
-
-# ---- softmax and loss ------------------------------------------------------------------------------------------------
-
-
-@njit_fast
-def _softmax(start, stop, x, y):
-    width = x.shape[1]
-    for i in range(start, stop):
-        row, out = x[i], y[i]
-        top = row[0]
-        for j in range(width):
-            top = max(top, row[j])
-        total = F32(0)
-        for j in range(width):
-            e = exp(row[j] - top)
-            out[j] = e
-            total += e
-        scale = ONE / total
-        for j in range(width):
-            out[j] *= scale
-
-
-@njit_fast
-def _log_sum_exp(start, stop, x, lse):
-    width = x.shape[1]
-    for i in range(start, stop):
-        row = x[i]
-        top = row[0]
-        for j in range(width):
-            top = max(top, row[j])
-        total = F32(0)
-        for j in range(width):
-            total += exp(row[j] - top)
-        lse[i, 0], lse[i, 1] = top, np.log(total)
-
-
-@njit_fast
-def _cross_entropy_backward(start, stop, x, target, lse, counted, g, dx):
-    width = x.shape[1]
-    for i in range(start, stop):
-        row, out = x[i], dx[i]
-        if not counted[i]:
-            for j in range(width):
-                out[j] = F32(0)
-            continue
-        s, top, rest = g[i], lse[i, 0], lse[i, 1]
-        for j in range(width):
-            out[j] = exp_shifted(row[j], top, rest) * s
-        out[target[i]] -= s
-
-
-def _ordinary(x):
-    """Softmax's fast path needs finite rows; min and max find out in one pass."""
-    return bool(np.isfinite(x.min()) and np.isfinite(x.max()))
-
-
-def softmax(xp, x, dim):
-    if dim != x.ndim - 1 or not usable(x) or not _ordinary(x):
-        return threaded.softmax(xp, x, dim)
-    y = np.empty_like(x)
-    rows = x.reshape(-1, x.shape[-1])
-    _rows(_softmax, rows, y.reshape(rows.shape))
-    return y
-
-
-def cross_entropy(xp, logits, target, ignore_index):
-    if not usable(logits) or not _ordinary(logits):
-        return threaded.cross_entropy(xp, logits, target, ignore_index)
-    lse = np.empty((len(logits), 2), F32)
-    _rows(_log_sum_exp, logits, lse)
-    counted = target != ignore_index
-    picked = logits[np.arange(len(target)), np.where(counted, target, 0)]
-    return np.where(counted, (lse[:, 0] - picked) + lse[:, 1], F32(0)), lse, counted
-
-
-def cross_entropy_backward(xp, logits, target, lse, counted, g):
-    if not usable(logits) or target.dtype != np.int64 or not _ordinary(lse):
-        return threaded.cross_entropy_backward(xp, logits, target, lse, counted, g)
-    dx = np.empty_like(logits)
-    _rows(_cross_entropy_backward, logits, np.ascontiguousarray(target), lse, counted, np.ascontiguousarray(g), dx)
-    return dx
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The compiled level as one module: compiled.py with compiled_attention.py and compiled_block.py."""
+"""The compiled level as one module: compiled.py and its neighbours."""
 
 from .compiled import *  # noqa: F403
 from .compiled_attention import attention as attention
@@ -8,3 +8,4 @@ from .compiled_block import relu2_backward as relu2_backward
 from .compiled_block import rotary as rotary
 from .compiled_block import swiglu as swiglu
 from .compiled_block import swiglu_backward as swiglu_backward
+from .compiled_softmax import *  # noqa: F403

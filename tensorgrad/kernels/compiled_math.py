@@ -28,6 +28,7 @@ _E0, _E1, _E2, _E3, _E4, _E5, _E6 = (
 _P = tuple(F32(c) for c in _erfc_scaled(9, 0.0))
 _LOG2E, _LN2_HIGH, _LN2_LOW = F32(1.44269504), F32(0.693359375), F32(-2.12194440e-4)
 HALF, ONE, TWO = F32(0.5), F32(1), F32(2)
+NOT_FINITE = np.int32(0x7F800000)
 _SQRT_HALF, INV_SQRT_2PI = F32(math.sqrt(0.5)), F32(1 / math.sqrt(2 * math.pi))
 
 
@@ -39,6 +40,23 @@ def _float_of_bits(typingctx, bits):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+@intrinsic
+def _bits_of_float(typingctx, x):
+    """The 32 bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@njit_fast
+def magnitude(x):
+    """An integer that grows with |x|, and is at least NOT_FINITE for an infinity or nan, which comparisons of floats
+    may overlook under fastmath."""
+    return np.int32(_bits_of_float(x) & np.int32(0x7FFFFFFF))
 
 
 @intrinsic
@@ -62,9 +80,15 @@ def exp(x):
 
 
 @njit_exact
+def shifted(x, top, rest):
+    """x - top - rest, in this order: top is large and rest would drown in it."""
+    return (x - top) - rest
+
+
+@njit_exact
 def exp_shifted(x, top, rest):
-    """exp(x - top - rest), in this order: top is large and rest would drown in it."""
-    return exp((x - top) - rest)
+    """exp(x - top - rest), in the same order."""
+    return exp(shifted(x, top, rest))
 
 
 @njit_exact

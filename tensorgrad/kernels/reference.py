@@ -208,10 +208,11 @@ def cross_entropy(xp, logits, target, ignore_index):
     return xp.where(counted, loss, 0).astype(logits.dtype, copy=False), lse, counted
 
 
-def cross_entropy_backward(xp, logits, target, lse, counted, g):
-    """(softmax - one_hot) * g per row, from the logits; g (n,) is the gradient of each row's loss."""
+def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
+    """(softmax - one_hot) * g per row, from the logits; g (n,) is the gradient of each row's loss. `out` may be the
+    logits themselves."""
     g = xp.where(counted, g, 0).astype(logits.dtype, copy=False)
-    dx = logits - lse[:, :1]
+    dx = xp.subtract(logits, lse[:, :1], out=out)
     dx -= lse[:, 1:]
     xp.exp(dx, out=dx)
     dx[xp.arange(len(target)), xp.where(counted, target, 0)] -= 1

@@ -72,14 +72,37 @@ def silu_backward(xp, x, g):
 def softmax(xp, x, dim):
     if dim != x.ndim - 1 or not x.flags.c_contiguous:
         return reference.softmax(xp, x, dim)
-    y = np.empty(x.shape, x.dtype)
-    rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
+    return _along_rows(lambda x: reference.softmax(np, x, 1), x)
+
+
+def log_softmax(xp, x, dim):
+    if dim != x.ndim - 1 or not x.flags.c_contiguous:
+        return reference.log_softmax(xp, x, dim)
+    return _along_rows(lambda x: reference.log_softmax(np, x, 1), x)
+
+
+def softmax_backward(xp, y, g, dim):
+    if dim != y.ndim - 1 or not y.flags.c_contiguous or not g.flags.c_contiguous:
+        return reference.softmax_backward(xp, y, g, dim)
+    return _along_rows(lambda y, g: reference.softmax_backward(np, y, g, 1), y, g)
+
+
+def log_softmax_backward(xp, y, g, dim):
+    if dim != y.ndim - 1 or not y.flags.c_contiguous or not g.flags.c_contiguous:
+        return reference.log_softmax_backward(xp, y, g, dim)
+    return _along_rows(lambda y, g: reference.log_softmax_backward(np, y, g, 1), y, g)
+
+
+def _along_rows(function, *arrays):
+    """function(*arrays) of the arrays' rows along the last dimension, in blocks."""
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    flat, target = [a.reshape(-1, a.shape[-1]) for a in arrays], out.reshape(-1, out.shape[-1])
 
     def block(i, j):
-        out[i:j] = reference.softmax(np, rows[i:j], 1)
+        target[i:j] = function(*(a[i:j] for a in flat))
 
-    _by_rows(block, len(rows), rows.shape[1])
-    return y
+    _by_rows(block, *target.shape)
+    return out
 
 
 def layer_norm(xp, x, weight, bias, eps):
@@ -139,11 +162,12 @@ def cross_entropy(xp, logits, target, ignore_index):
     return loss, lse, counted
 
 
-def cross_entropy_backward(xp, logits, target, lse, counted, g):
-    dx = np.empty(logits.shape, logits.dtype)
+def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
+    dx = np.empty(logits.shape, logits.dtype) if out is None else out
 
     def block(i, j):
-        dx[i:j] = reference.cross_entropy_backward(np, logits[i:j], target[i:j], lse[i:j], counted[i:j], g[i:j])
+        part = (a[i:j] for a in (logits, target, lse, counted, g, dx))
+        reference.cross_entropy_backward(np, *part)
 
     _by_rows(block, *logits.shape)
     return dx

@@ -2,6 +2,7 @@
 
 import numbers
 import sys
+from sys import getrefcount
 
 import numpy as np
 
@@ -122,3 +123,29 @@ def sizes(args):
     if len(args) == 1 and isinstance(args[0], tuple | list):
         args = args[0]
     return tuple(int(a) for a in args)
+
+
+def _holders(entries, i):
+    """How many hold the array of entries[i], and the one whose memory it views."""
+    return getrefcount(entries[i][0]), getrefcount(entries[i][0].base)
+
+
+_ALONE = _holders([(np.empty(2)[:1],)], 0)
+
+
+def take_saved(ctx, i):
+    """In backward: the i-th saved array, for its memory to be overwritten, where that can be seen by nobody: nothing
+    saved is needed again, no Tensor, NumPy array, view or other operation holds it, and its memory is NumPy's own. Else
+    None. Once it is taken, a second backward fails as after a complete one, even where this one is interrupted."""
+    entries = ctx._saved
+    array = entries[i][0]
+    memory = array if array.base is None else array.base
+    if ctx.retain or not isinstance(memory, np.ndarray) or not memory.flags.owndata or not array.flags.writeable:
+        return None
+    viewed = array is not memory
+    del array, memory
+    held, behind = _holders(entries, i)
+    if held > _ALONE[0] or (viewed and behind > _ALONE[1]):
+        return None
+    ctx._saved = None
+    return entries[i][0]

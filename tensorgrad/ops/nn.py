@@ -6,7 +6,7 @@ from ..errors import OpError, OpTypeError
 from ..kernels import LEVEL as LEVEL
 from ..kernels import routines
 from . import composed
-from .common import cast, dim_index, is_tensor
+from .common import cast, dim_index, is_tensor, take_saved
 
 
 class Alias(Op):
@@ -194,8 +194,14 @@ class CrossEntropy(Fused):
     def define(ctx, logits, target):
         return composed.cross_entropy(logits, target, ctx.ignore_index)
 
-    def gradient(ctx, saved, g):
-        return [routines(ctx.device).cross_entropy_backward(ctx.xp, *saved, g), None]
+    def backward(ctx, g):
+        if modes.grad:
+            return super().backward(g)
+        others = [saved.array for saved in ctx.saved[1:]]
+        out = take_saved(ctx, 0)  # the gradient takes the logits' place, where nobody else can see them
+        logits = ctx._saved[0][0] if out is None else out
+        dx = routines(ctx.device).cross_entropy_backward(ctx.xp, logits, *others, g.array, out)
+        return wrap(dx, ctx.device), None
 
 
 class Embedding(Fused):
