@@ -16,7 +16,8 @@ NOT_OPERATIONS = {
                "is_grad_enabled is_inference_mode_enabled result_type promote_types get_default_dtype element_size",
     "autograd": "backward grad retain_grad register_hook requires_grad_ detach_ no_grad enable_grad inference_mode "
                 "set_grad_enabled version",
-    "settings": "manual_seed get_rng_state set_rng_state set_default_dtype",
+    "settings": "manual_seed get_rng_state set_rng_state set_default_dtype get_float32_matmul_precision "
+                "set_float32_matmul_precision",
     "files": "save load",
     "needs a package of its own": "bfloat16",
     "devices": "device cuda",
