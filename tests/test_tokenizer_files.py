@@ -220,9 +220,10 @@ def test_gguf_file(tmp_path):
     assert (again.eos_id, again.chat_template) == (999, TEMPLATE)
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "m.gguf").read_bytes()[:5000])
     (tmp_path / "none.gguf").write_bytes(b"text")
-    for name in ("cut.gguf", "none.gguf"):
-        with pytest.raises(UserError, match=f"{name} is no tokenizer that we can read"):
+    for name, words in (("cut.gguf", "truncated or damaged"), ("none.gguf", "not a GGUF file")):
+        with pytest.raises(UserError, match=f"{name}: .*{words}") as error:
             load_tokenizer(tmp_path / name)
+        assert str(error.value).count(name) == 1
     tokenizer.configure({"eos_token": "<|endoftext|>"})
 
 

@@ -14,8 +14,7 @@ import numpy as np
 from ..errors import UserError
 from ..model.config import GPTConfig
 from ..model.positions import stretched_frequencies
-from ..text.tokenizers import CharTokenizer, from_gguf, to_gguf
-from ..text.tokenizers.merges import from_printable
+from ..text.tokenizers import to_gguf
 from ..training.files import complete_or_nothing
 from .architectures import Values
 from .exporting import DTYPES, check_dtype, published
@@ -23,7 +22,6 @@ from .gguf_file import import_gguf, read_gguf
 from .names import GGUF_GPT2, GGUF_LLAMA, GGUF_QWEN, gather, scatter
 
 _NAMES = {"gpt2": GGUF_GPT2, "llama": GGUF_LLAMA, "qwen2": GGUF_QWEN, "qwen3": GGUF_QWEN}
-_NORMAL = 1  # tokenizer.ggml.token_type of what stands for text
 _ROPE_FREQS, _MERGES = "rope_freqs.weight", "tokenizer.ggml.merges"
 
 
@@ -74,26 +72,6 @@ def read_gguf_config(metadata, stored, path):
         qk_norm="blk.0.attn_q_norm.weight" in stored, head_size=None if size * heads == width else size,
         rope_theta=_decimal(get("rope.freq_base", float, 10000.0)))
     return _with_stretch(config, get, stored, values, kind), _NAMES[kind], without if bias else ()
-
-
-def gguf_tokenizer(path):
-    """The tokenizer inside a GGUF file: byte pairs, or the characters that `export_gguf` wrote. Raises UserError."""
-    metadata, _ = read_gguf(path)
-    try:
-        return _characters(metadata) or from_gguf(metadata)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: its tokenizer cannot be read ({error})") from None
-
-
-def _characters(metadata):
-    """The CharTokenizer of a vocabulary in which every token for text is one character; None for another."""
-    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    count = sum(kind == _NORMAL for kind in kinds)
-    try:
-        characters = [from_printable(token).decode("utf-8") for token in tokens[:count]]
-    except (KeyError, UnicodeDecodeError):
-        return None
-    return CharTokenizer("".join(characters)) if all(len(character) == 1 for character in characters) else None
 
 
 def _decimal(value):

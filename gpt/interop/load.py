@@ -8,7 +8,7 @@ from ..model.config import GPTConfig
 from ..text import load_tokenizer
 from ..training.checkpoints import TOKENIZER, find_weights, load_run
 from ..training.config import read_run
-from .gguf import gguf_tokenizer, load_gguf, read_gguf_config
+from .gguf import load_gguf, read_gguf_config
 from .gguf_file import read_gguf
 from .hugging_face import from_hub, is_hf_folder, load_hf, read_hf_config
 from .reference0 import load_reference0
@@ -47,11 +47,7 @@ def load_with_tokenizer(path, device="cpu"):
 def tokenizer_of(path):
     """The tokenizer of a model of any format. Raises UserError where there is none."""
     path = local(path)
-    if path.suffix == ".npz":
-        return load_reference0(path)[1]
-    if path.suffix != ".gguf":
-        return load_tokenizer(path)
-    return gguf_tokenizer(path)
+    return load_reference0(path)[1] if path.suffix == ".npz" else load_tokenizer(path)
 
 
 def shape_of(path):

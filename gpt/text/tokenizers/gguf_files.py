@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...errors import UserError
+from ..gguf_metadata import read_metadata
 from .base import Tokenizer
 from .bpe import END_OF_TEXT, BPETokenizer
 from .char import CharTokenizer
 from .hugging_face import rank_merges
-from .merges import printable
+from .merges import from_printable, printable
 from .patterns import CL100K, GGUF_NAMES, GPT2
 from .sentencepiece import BYTE_NAMES, SentencePieceTokenizer
 
@@ -19,13 +22,15 @@ PREFIX = "tokenizer.ggml."
 
 
 def read_gguf(path: str | Path) -> Tokenizer:
-    """The tokenizer of a GGUF file. Needs the package gguf; raises UserError without it."""
+    """The tokenizer of a GGUF file: byte pairs, SentencePiece, or the characters that `to_gguf` wrote. Raises UserError
+    for damage."""
+    path = Path(path)
+    data = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+    metadata, _, _ = read_metadata(path, data.view(np.ndarray))
     try:
-        import gguf
-    except ImportError as error:
-        raise UserError("reading GGUF files needs the package gguf: pip install gguf") from error
-    fields = gguf.GGUFReader(path).fields
-    return from_gguf({key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")})
+        return _as_characters(metadata) or from_gguf(metadata)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {error})") from None
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -119,3 +124,15 @@ def _characters(tokenizer: CharTokenizer) -> tuple[dict[int, tuple[str, int]], l
     pairs = {(piece[:n], piece[n : n + 1]) for piece in tokenizer.pieces for n in range(1, len(piece))}
     merges = [f"{printable(a)} {printable(b)}" for a, b in sorted(pairs, key=lambda pair: (len(pair[0]), pair))]
     return vocabulary, merges, next(name for name, pattern in GGUF_NAMES.items() if pattern == GPT2)
+
+
+def _as_characters(metadata: Mapping[str, Any]) -> CharTokenizer | None:
+    """The CharTokenizer of a vocabulary in which every token for text is one character; None for another."""
+    tokens, kinds = metadata[f"{PREFIX}tokens"], metadata.get(f"{PREFIX}token_type", ())
+    count = sum(kind == NORMAL for kind in kinds)
+    try:
+        characters = [from_printable(token).decode("utf-8") for token in tokens[:count]]
+    except (KeyError, UnicodeDecodeError):
+        return None
+    fits = characters and len(tokens) == len(kinds) and all(len(c) == 1 for c in characters)
+    return CharTokenizer("".join(characters)) if fits else None

@@ -64,7 +64,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         return _reader(file)(file)
     except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+        raise error if str(error).startswith(str(file)) else UserError(f"{file}: {error}") from error
     except OSError as error:
         named = error.filename or file
         raise UserError(f"cannot read the tokenizer {named}: {error.strerror or error}") from error
