@@ -1,7 +1,9 @@
 """Byte-level BPE: training against rustbpe and a naive trainer, encoding against tiktoken, ids in any order."""
 
+import sysconfig
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +67,21 @@ def test_ranks_of_rustbpe(size, pattern):
     theirs = {bytes(token): rank for token, rank in reference.get_mergeable_ranks()}
     same = train_ranks([text], size, pattern) == theirs  # two large dicts that differ take long to print
     assert same and len(theirs) == size
+
+
+@pytest.mark.slow
+def test_ranks_of_rustbpe_on_twelve_megabytes():
+    """Python's own source, which is on every machine."""
+    rustbpe = pytest.importorskip("rustbpe", reason="the reference trainer is not installed")
+    files = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    text = "\n".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)[:12_000_000]
+    if len(text) < 8_000_000:
+        pytest.skip(f"this Python comes with only {len(text):,} characters of its source")
+    reference = rustbpe.Tokenizer()
+    reference.train_from_iterator([text], vocab_size=32_768, pattern=CL100K)
+    theirs = {bytes(token): rank for token, rank in reference.get_mergeable_ranks()}
+    same = train_ranks([text], 32_768, CL100K) == theirs
+    assert same and len(theirs) == 32_768
 
 
 def test_several_texts_are_not_joined():

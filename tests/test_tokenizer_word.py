@@ -6,8 +6,8 @@ import pytest
 from tokenizer_samples import mixed
 
 from gpt.errors import UserError
-from gpt.text import WordTokenizer, get_tokenizer, load_tokenizer
-from gpt.text.tokenizers import StreamDecoder
+from gpt.text import CharTokenizer, WordTokenizer, get_tokenizer, load_tokenizer
+from gpt.text.tokenizers import StreamDecoder, hugging_face_files
 
 TEXT = "The cat sat on the mat. The dog (a big one) didn’t; the cat said: “Hello, world!”\n"
 
@@ -59,6 +59,32 @@ def test_save_and_load(tmp_path):
     again = load_tokenizer(tmp_path)
     assert (again.words, again.lowercase, again.clean) == (tokenizer.words, False, True)
     assert again.fingerprint() == tokenizer.fingerprint()
+
+
+@pytest.mark.parametrize("options", [(True, True), (False, True), (True, False), (False, False)])
+def test_what_hugging_face_has_is_read_back(tmp_path, options):
+    """As written here, and as transformers writes it again."""
+    words = WordTokenizer.build_vocabulary(mixed(50_000), 60, 2, *options)
+    for tokenizer in (words, CharTokenizer.train("".join(c for c in mixed(50_000) if c.isprintable()))):
+        for name, data in hugging_face_files(tokenizer).items():
+            (tmp_path / name).write_bytes(data)
+        assert load_tokenizer(tmp_path).to_json() == tokenizer.to_json()
+        transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+        transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        assert load_tokenizer(tmp_path / "again").to_json() == tokenizer.to_json()
+
+
+@pytest.mark.parametrize("change", [
+    lambda d: d["pre_tokenizer"]["pattern"].update(Regex=r"\w+"), lambda d: d["model"]["vocab"].update(new=9),
+    lambda d: d.update(normalizer=None), lambda d: d["model"]["vocab"].update({"two words": 5}),
+    lambda d: d["model"].update(vocab=["a"]), lambda d: d["model"].update(vocab={"a": "b"}),
+])  # fmt: skip
+def test_other_words_of_hugging_face_are_refused(tmp_path, change):
+    description = WordTokenizer(["a"]).hugging_face_json()
+    change(description)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="no tokenizer that we can read"):
+        load_tokenizer(tmp_path)
 
 
 def test_stream_needs_to_know_what_stands_before():

@@ -4,6 +4,8 @@ import difflib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from .gguf_files import read_gguf
 from .patterns import GPT2, PATTERNS
 from .rank_files import read_gpt2, read_tiktoken
 from .sentencepiece import SentencePieceTokenizer, read_sentencepiece
-from .word import WordTokenizer
+from .word import SPECIAL, WordTokenizer
 
 KINDS: dict[str, type[Tokenizer]] = {
     cls.kind: cls for cls in (CharTokenizer, WordTokenizer, TiktokenTokenizer, SentencePieceTokenizer)
@@ -101,8 +103,30 @@ def _from_json(file: Path) -> Tokenizer:
     description = json.loads(_read(file))
     if "kind" in description:
         return KINDS[description["kind"]].from_json(description)
+    if description["model"].get("type") == "WordLevel":
+        return _from_word_level(description)
     pieces = description["model"].get("byte_fallback") is True
     return _with_config((read_sentencepiece if pieces else BPETokenizer.from_json)(description), file)
+
+
+def _from_word_level(description: dict[str, Any]) -> Tokenizer:
+    """The CharTokenizer or WordTokenizer that Hugging Face's `description` was made of: the one that would be written
+    as this again. Raises ValueError for another vocabulary of words, which cuts text in its own way."""
+    vocab = description["model"]["vocab"]
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("the ids of its words are not 0, 1, 2, ...")
+    words = sorted(vocab, key=vocab.get)
+    makers = [lambda: CharTokenizer("".join(words))]
+    makers += [partial(WordTokenizer, words[len(SPECIAL):], *how) for how in product((True, False), repeat=2)]
+    for make in makers:
+        try:
+            ours = (tokenizer := make()).hugging_face_json()
+        except UserError:
+            continue
+        if all(description.get(part) == ours[part] for part in ("normalizer", "pre_tokenizer")) and (
+                vocab == ours["model"]["vocab"]):
+            return tokenizer
+    raise ValueError("its words are cut out of a text in another way than here; only what was written here is read")
 
 
 def _from_gpt2(file: Path) -> Tokenizer:
