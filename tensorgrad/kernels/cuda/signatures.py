@@ -1,0 +1,242 @@
+"""Every CUDA kernel in one table: where it is, its types and arguments, how it is launched, what it has to move.
+
+    k = KERNELS["layer_norm_forward"]
+    k.expression(("bfloat16", "float32"))     "layer_norm_forward<__nv_bfloat16, float>", to instantiate it
+    source(k.source)                          the file's text with its includes in it, to compile
+    bound = k.bind(types, values)             values by name and item sizes, for the two rules:
+    k.geometry(bound)                         (grid, block, bytes of dynamic shared memory)
+    k.moved(bound)                            bytes that must be read and written at least
+
+A grid with a 0 in it means that there is nothing to do: do not launch. Launchers pass None for an absent pointer as 0,
+pass pointers of arrays without looking at their strides, and give each scalar the dtype of its Argument.
+
+How to add one: write it in source/, with a body for packs and one for single elements; add its row here, with the
+parameters exactly as in the source (a test compares them); add cases to tests/cuda_cases.py.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+FOLDER = Path(__file__).parent / "source"
+CPP = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "int32": 4, "uint32": 4, "int64": 8}
+_SCALARS = {
+    "float": "float32",
+    "double": "float64",
+    "int": "int32",
+    "unsigned int": "uint32",
+    "long long": "int64",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One parameter of a kernel. `dtype` is a NumPy name or a letter of the kernel's template; `written` is False for a
+    pointer to const; `optional` pointers may be None."""
+
+    name: str
+    dtype: str
+    pointer: bool
+    written: bool
+    optional: bool
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One row of the table. `types`: what the letters of `template` are instantiated for, as dtype names."""
+
+    name: str
+    source: str
+    template: tuple
+    types: tuple
+    arguments: tuple
+    geometry: object
+    moved: object
+
+    def expression(self, types):
+        """The C++ name of an instance, e.g. "cast<float, __half>"."""
+        return f"{self.name}<{', '.join(CPP[t] for t in types)}>" if self.template else self.name
+
+    def dtype(self, argument, types):
+        """The dtype name of an Argument in the instance for `types`."""
+        return dict(zip(self.template, types, strict=True)).get(argument.dtype, argument.dtype)
+
+    def bind(self, types, values):
+        """What geometry and moved look at: scalars by name, True or False for pointers, the item size for letters."""
+        if len(values) != len(self.arguments):
+            names = ", ".join(a.name for a in self.arguments)
+            raise TypeError(f"{self.name} takes {len(self.arguments)} arguments ({names}), not {len(values)}")
+        bound = SimpleNamespace(**{letter: ITEMSIZE[t] for letter, t in zip(self.template, types, strict=True)})
+        for argument, value in zip(self.arguments, values, strict=True):
+            if argument.pointer and value is None and not argument.optional:
+                raise TypeError(f"{self.name}: {argument.name} must not be None")
+            setattr(bound, argument.name, value is not None if argument.pointer else value)
+        return bound
+
+
+@functools.cache
+def source(name):
+    """The text of a source file with `#include "..."` replaced by the file, so that whoever caches what he compiles can
+    take this text as the key."""
+    text = (FOLDER / name).read_text(encoding="utf-8")
+    return re.sub(r'^#include "(.*)"$', lambda m: source(m[1]), text, flags=re.M).replace("#pragma once\n", "")
+
+
+# ---- launch rules ----------------------------------------------------------------------------------------------------
+
+WAVE = 1056  # blocks that keep a data-centre GPU busy: 8 on each of 132 multiprocessors
+SHARED_COLUMNS = 6144  # as in norm.cu
+
+
+def _up(n, multiple):
+    return -(-n // multiple)
+
+
+def _flat(item):
+    """A grid-stride loop, one pack of 16 bytes per thread and turn; `item` says which type is the smaller."""
+    return lambda s: ((min(_up(s.n, 256 * 16 // item(s)), 4 * WAVE), 1, 1), (256, 1, 1), 0)
+
+
+def _row_per_warp(s):
+    return (_up(s.rows, 8), 1, 1), (256, 1, 1), 0
+
+
+def _threads(packs, most):
+    """Whole warps, one pack per thread, at most `most` threads."""
+    return min(max(_up(packs, 32), 1) * 32, most)
+
+
+def tile_strips(rows, width, itemsize):
+    """How many strips the rows are cut into by kernels that sum over them and are launched in tiles: the first size of
+    their `partial`, (strips, width)."""
+    tiles = max(_up(width * itemsize, 512), 1)  # a warp's 32 packs
+    return min(_up(rows, 8), max(_up(WAVE, tiles), 1))
+
+
+def _tiles(s):
+    return (_up(s.width * s.T, 512), tile_strips(s.rows, s.width, s.T), 1), (32, 8, 1), 0
+
+
+def norm_strips(rows):
+    """The same for the backward of norms, where every block has a strip."""
+    return min(rows, WAVE)
+
+
+def _norm_backward(sums):
+    def rule(s):
+        block = _threads(_up(s.width * min(s.T, s.R), 16), 256)
+        return (norm_strips(s.rows), 1, 1), (block, 1, 1), sums * s.width * 4 * (s.width <= SHARED_COLUMNS)
+
+    return rule
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+ONE = (("float32",), ("bfloat16",), ("float16",))
+PAIRS = tuple((a, b) for a in CPP for b in CPP)
+STREAM = (*((t, t) for t in CPP), ("bfloat16", "float32"), ("float16", "float32"))  # (T, R), see norm.cu
+KERNELS = {}
+
+
+def _kernel(name, file, template, types, parameters, geometry, moved):
+    """Add a row; `parameters` is written as in the source, with ? behind the name of a pointer that may be null."""
+    arguments = []
+    for text in parameters.split(","):
+        kind, word = text.strip().rsplit(" ", 1)
+        base = kind.removeprefix("const ").removesuffix("*")
+        arguments.append(
+            Argument(
+                word.removesuffix("?"),
+                base if base in template else _SCALARS[base],
+                kind.endswith("*"),
+                kind.endswith("*") and not kind.startswith("const "),
+                word.endswith("?"),
+            )
+        )
+    KERNELS[name] = Kernel(name, file, tuple(template), types, tuple(arguments), geometry, moved)
+
+
+_small = lambda s: min(s.T, s.U)  # noqa: E731
+_kernel(
+    "cast", "elementwise.cu", "TU", tuple(p for p in PAIRS if p[0] != p[1]), "const T* x, U* y, long long n",
+    _flat(_small), lambda s: s.n * (s.T + s.U),
+)  # fmt: skip
+_kernel(
+    "add", "elementwise.cu", "TU", STREAM[:3] + tuple((b, a) for a, b in STREAM[3:]),
+    "const T* a, const U* b, T* out, long long n",
+    _flat(_small), lambda s: s.n * (2 * s.T + s.U),
+)  # fmt: skip
+_kernel(
+    "dropout", "elementwise.cu", "T", ONE,
+    "const T* x, T* y, long long n, unsigned int multiplier, unsigned int offset, unsigned int threshold, "
+    "unsigned int start, float scale",
+    _flat(lambda s: s.T), lambda s: 2 * s.n * s.T,
+)  # fmt: skip
+_kernel(
+    "fill", "elementwise.cu", "T", ONE, "T* y, long long n, float value",
+    _flat(lambda s: s.T), lambda s: s.n * s.T,
+)  # fmt: skip
+
+_kernel(
+    "bias_add", "activation.cu", "T", ONE, "const T* x, const float* bias, T* y, long long rows, int width",
+    _tiles, lambda s: 2 * s.rows * s.width * s.T,
+)  # fmt: skip
+for _name in ("gelu", "gelu_tanh", "silu", "relu2"):
+    _kernel(
+        _name + "_forward", "activation.cu", "T", ONE,
+        "const T* x, const float* bias?, T* y, long long rows, int width",
+        _tiles, lambda s: 2 * s.rows * s.width * s.T,
+    )  # fmt: skip
+    _kernel(  # partial (tile_strips(rows, width, itemsize of T), width): for the gradient of bias
+        _name + "_backward", "activation.cu", "T", ONE,
+        "const T* x, const float* bias?, const T* g, T* dx, float* partial?, long long rows, int width",
+        _tiles, lambda s: 3 * s.rows * s.width * s.T,
+    )  # fmt: skip
+_kernel(
+    "column_sum", "activation.cu", "T", ONE, "const T* g, float* partial, long long rows, int width",
+    _tiles, lambda s: s.rows * s.width * s.T,
+)  # fmt: skip
+_kernel(
+    "column_sum_finish", "activation.cu", "T", ONE,
+    "const float* partial, T* out, int strips, int width, int accumulate",
+    lambda s: ((_up(s.width, 32), 1, 1), (32, 8, 1), 0),
+    lambda s: s.strips * s.width * 4 + s.width * s.T * (1 + bool(s.accumulate)),
+)  # fmt: skip
+_kernel(
+    "swiglu_forward", "activation.cu", "T", ONE,
+    "const T* gate, const T* up, T* y, long long rows, int width, int stride",
+    _tiles, lambda s: 3 * s.rows * s.width * s.T,
+)  # fmt: skip
+_kernel(
+    "swiglu_backward", "activation.cu", "T", ONE,
+    "const T* gate, const T* up, const T* g, T* dgate, T* dup, long long rows, int width, int stride",
+    _tiles, lambda s: 5 * s.rows * s.width * s.T,
+)  # fmt: skip
+
+_kernel(
+    "layer_norm_forward", "norm.cu", "TR", STREAM,
+    "const R* x, const T* branch?, const float* weight?, const float* bias?, R* total?, T* y, float* mean, "
+    "float* rstd, long long rows, int width, float eps",
+    _row_per_warp, lambda s: s.rows * s.width * (s.R + s.T + s.branch * (s.R + s.T)),
+)  # fmt: skip
+_kernel(
+    "rms_norm_forward", "norm.cu", "TR", STREAM,
+    "const R* x, const T* branch?, const float* weight?, R* total?, T* y, float* rstd, long long rows, int width, "
+    "float eps",
+    _row_per_warp, lambda s: s.rows * s.width * (s.R + s.T + s.branch * (s.R + s.T)),
+)  # fmt: skip
+_kernel(  # partial_weight, partial_bias: both or neither, (norm_strips(rows), width)
+    "layer_norm_backward", "norm.cu", "TR", STREAM,
+    "const R* total, const float* weight?, const float* mean, const float* rstd, const T* g, const R* dtotal?, R* dx, "
+    "T* dbranch?, float* partial_weight?, float* partial_bias?, long long rows, int width",
+    _norm_backward(2), lambda s: s.rows * s.width * (2 * s.R + s.T + s.dtotal * s.R + s.dbranch * s.T),
+)  # fmt: skip
+_kernel(
+    "rms_norm_backward", "norm.cu", "TR", STREAM,
+    "const R* total, const float* weight?, const float* rstd, const T* g, const R* dtotal?, R* dx, T* dbranch?, "
+    "float* partial_weight?, long long rows, int width",
+    _norm_backward(1), lambda s: s.rows * s.width * (2 * s.R + s.T + s.dtotal * s.R + s.dbranch * s.T),
+)  # fmt: skip

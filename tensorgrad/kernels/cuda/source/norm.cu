@@ -1,0 +1,174 @@
+// LayerNorm (Ba et al. 2016, arXiv:1607.06450) and RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) of the sum of
+// the residual stream and a branch. R is the type of the residual stream, T that of the branch and of the result.
+#include "common.cuh"
+
+// ---- forward: one row per warp, read once, kept in registers up to a width of 1024 -----------------------------------
+
+template <bool CENTRED, int N, typename T, typename R>
+__device__ inline void norm_rows(const R* x, const T* branch, const float* weight, const float* bias, R* total, T* y,
+                                 float* mean, float* rstd, long long rows, int width, float eps) {
+    constexpr int KEPT = N == 1 ? 8 : 128 / (N * sizeof(R));  // 32 registers
+    const int lane = threadIdx.x % 32;
+    const long long row = blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32;
+    if (row >= rows) return;
+    const long long at = row * width;
+    const R* memory = branch ? total : x;  // where the row can be read again
+    Pack<R, N> kept[KEPT + 1];
+
+    float sum = 0.0f;
+    over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
+        kept[k] = load<N>(x + at + c);
+        if (branch) {
+            const auto other = load<N>(branch + at + c);
+#pragma unroll
+            for (int i = 0; i < N; i++) kept[k].set(i, kept[k][i] + other[i]);
+            store<N>(total + at + c, kept[k]);
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) sum += kept[k][i];
+    });
+    const float centre = CENTRED ? warp_sum(sum) / width : 0.0f;
+    float squares = 0.0f;
+    over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
+        if (k == KEPT) kept[k] = load<N>(memory + at + c);
+#pragma unroll
+        for (int i = 0; i < N; i++) squares += (kept[k][i] - centre) * (kept[k][i] - centre);
+    });
+    const float factor = rsqrtf(warp_sum(squares) / width + eps);
+    over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
+        if (k == KEPT) kept[k] = load<N>(memory + at + c);
+        Pack<float, N> scale, shift{};
+        if (weight) scale = load<N>(weight + c);
+        if (bias) shift = load<N>(bias + c);
+        Pack<T, N> result;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            result.set(i, (kept[k][i] - centre) * factor * (weight ? scale[i] : 1.0f) + shift[i]);
+        store<N>(y + at + c, result);
+    });
+    if (lane) return;
+    if (CENTRED) mean[row] = centre;
+    rstd[row] = factor;
+}
+
+// total = x + branch (rounded to R; both null without a branch), y = (total - mean) * rstd * weight + bias.
+template <typename T, typename R>
+__global__ void layer_norm_forward(const R* x, const T* branch, const float* weight, const float* bias, R* total, T* y,
+                                   float* mean, float* rstd, long long rows, int width, float eps) {
+    if (in_packs<WIDE<T, R>>(width, x, branch, weight, bias, total, y))
+        norm_rows<true, WIDE<T, R>>(x, branch, weight, bias, total, y, mean, rstd, rows, width, eps);
+    else
+        norm_rows<true, 1>(x, branch, weight, bias, total, y, mean, rstd, rows, width, eps);
+}
+
+// total = x + branch, y = total * rstd * weight.
+template <typename T, typename R>
+__global__ void rms_norm_forward(const R* x, const T* branch, const float* weight, R* total, T* y, float* rstd,
+                                 long long rows, int width, float eps) {
+    if (in_packs<WIDE<T, R>>(width, x, branch, weight, total, y))
+        norm_rows<false, WIDE<T, R>>(x, branch, weight, nullptr, total, y, nullptr, rstd, rows, width, eps);
+    else
+        norm_rows<false, 1>(x, branch, weight, nullptr, total, y, nullptr, rstd, rows, width, eps);
+}
+
+// ---- backward: one row per block at a time, so that each column's sums over the rows belong to one thread ------------
+
+constexpr int SHARED_COLUMNS = 6144;  // two sums for each fit into 48 KiB
+
+template <bool CENTRED, int N, typename T, typename R>
+__device__ inline void norm_rows_backward(const R* total, const float* weight, const float* mean, const float* rstd,
+                                          const T* g, const R* dtotal, R* dx, T* dbranch, float* partial_weight,
+                                          float* partial_bias, long long rows, int width) {
+    constexpr int KEPT = 2;
+    const bool in_shared = width <= SHARED_COLUMNS;
+    DYNAMIC_SHARED(shared);
+    const int first = threadIdx.x * N, step = blockDim.x * N;
+    // this block's sums for weight and bias: in shared memory, for very wide rows right where they go
+    float* of_weight = in_shared ? shared : partial_weight + (long long)blockIdx.x * width;
+    float* of_bias = in_shared ? shared + width : partial_bias + (long long)blockIdx.x * width;
+    if (partial_weight)
+        for (int c = first; c < width; c += step)
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                of_weight[c + i] = 0.0f;
+                if (CENTRED) of_bias[c + i] = 0.0f;
+            }
+
+    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+        const long long at = row * width;
+        const float centre = CENTRED ? mean[row] : 0.0f, factor = rstd[row];
+        Pack<R, N> x[KEPT + 1];
+        Pack<T, N> dy[KEPT + 1];
+        float sums[2] = {};  // with h = g * weight: of h * xhat and of h
+        over_row<KEPT>(width, first, step, [&](int c, int k) {
+            x[k] = load<N>(total + at + c);
+            dy[k] = load<N>(g + at + c);
+            Pack<float, N> scale;
+            if (weight) scale = load<N>(weight + c);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float xhat = (x[k][i] - centre) * factor, h = weight ? dy[k][i] * scale[i] : dy[k][i];
+                sums[0] += h * xhat;
+                sums[1] += h;
+                if (partial_weight) {
+                    of_weight[c + i] += dy[k][i] * xhat;
+                    if (CENTRED) of_bias[c + i] += dy[k][i];
+                }
+            }
+        });
+        block_sum(sums);
+        const float along = sums[0] / width, level = CENTRED ? sums[1] / width : 0.0f;
+        over_row<KEPT>(width, first, step, [&](int c, int k) {
+            if (k == KEPT) {
+                x[k] = load<N>(total + at + c);
+                dy[k] = load<N>(g + at + c);
+            }
+            Pack<float, N> scale;
+            if (weight) scale = load<N>(weight + c);
+            Pack<R, N> result{};
+            if (dtotal) result = load<N>(dtotal + at + c);
+            Pack<T, N> copy;
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                const float xhat = (x[k][i] - centre) * factor, h = weight ? dy[k][i] * scale[i] : dy[k][i];
+                result.set(i, (h - level - xhat * along) * factor + result[i]);
+                copy.set(i, result[i]);
+            }
+            store<N>(dx + at + c, result);
+            if (dbranch) store<N>(dbranch + at + c, copy);
+        });
+    }
+    if (!partial_weight || !in_shared) return;
+    for (int c = first; c < width; c += step)
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            partial_weight[(long long)blockIdx.x * width + c + i] = of_weight[c + i];
+            if (CENTRED) partial_bias[(long long)blockIdx.x * width + c + i] = of_bias[c + i];
+        }
+}
+
+// From total = x + branch and the gradients g of y and dtotal (or null) of total: dx, the gradient of x (and, unless T
+// is not R, of branch; else dbranch has it in T), and sums of strips of rows for the gradients of weight and bias,
+// (strips, width) each, or null.
+template <typename T, typename R>
+__global__ void layer_norm_backward(const R* total, const float* weight, const float* mean, const float* rstd,
+                                    const T* g, const R* dtotal, R* dx, T* dbranch, float* partial_weight,
+                                    float* partial_bias, long long rows, int width) {
+    if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
+        norm_rows_backward<true, WIDE<T, R>>(total, weight, mean, rstd, g, dtotal, dx, dbranch, partial_weight,
+                                             partial_bias, rows, width);
+    else
+        norm_rows_backward<true, 1>(total, weight, mean, rstd, g, dtotal, dx, dbranch, partial_weight, partial_bias,
+                                    rows, width);
+}
+
+template <typename T, typename R>
+__global__ void rms_norm_backward(const R* total, const float* weight, const float* rstd, const T* g, const R* dtotal,
+                                  R* dx, T* dbranch, float* partial_weight, long long rows, int width) {
+    if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
+        norm_rows_backward<false, WIDE<T, R>>(total, weight, nullptr, rstd, g, dtotal, dx, dbranch, partial_weight,
+                                              nullptr, rows, width);
+    else
+        norm_rows_backward<false, 1>(total, weight, nullptr, rstd, g, dtotal, dx, dbranch, partial_weight, nullptr,
+                                     rows, width);
+}

@@ -1,0 +1,283 @@
+"""What each CUDA kernel has to compute: cases against NumPy in float64, run wherever something can `launch` the kernels
+(`Emulator` on a CPU, or a GPU).
+
+A case is a function case(k, rows, width); CASES lists them with the kernels they launch. `k` (a Runner) makes the
+arrays, launches and compares. Outputs start as NaN, so what a kernel forgets to write is seen.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from cuda_emulator import dtype_of
+
+from tensorgrad.kernels.cuda.signatures import KERNELS, norm_strips, tile_strips
+
+ROUNDING = {"float32": 2.0**-22, "bfloat16": 2.0**-8, "float16": 2.0**-10}  # an ulp or two: half of one is the rounding
+NOISE = 3e-6  # of float32 arithmetic, times the largest value in sight
+
+
+@dataclass
+class Runner:
+    """One kernel family at one choice of types; `offset` elements before each array make its address odd."""
+
+    launcher: object
+    name: str
+    types: tuple
+    offset: int = 0
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(5)
+        self.letters = dict(zip(KERNELS[self.name].template, self.types, strict=True))
+
+    def dtype(self, letter):
+        return dtype_of(self.letters.get(letter, letter))
+
+    def empty(self, shape, letter="float32"):
+        """An array full of NaN (of 0 for integers)."""
+        dtype = self.dtype(letter)
+        flat = np.full(math.prod(shape) + self.offset, np.nan if dtype.kind not in "iu" else 0).astype(dtype)
+        return flat[self.offset :].reshape(shape)
+
+    def given(self, values, letter="float32"):
+        """`values` in the dtype of `letter`, on an address of the Runner's kind."""
+        array = self.empty(np.shape(values), letter)
+        array[...] = values
+        return array
+
+    def normal(self, *shape, letter="float32", scale=1.0):
+        return self.given(self.rng.standard_normal(shape) * scale, letter)
+
+    def launch(self, name, *values, types=None):
+        self.launcher.launch(name, types or self.types, *values)
+
+    def close(self, got, want, letter="float32", scale=None, what=""):
+        """Is `got` what `want` (float64) rounds to, up to the noise of float32 sums of size `scale`?"""
+        want = np.broadcast_to(np.asarray(want, np.float64), got.shape)
+        if not got.size:
+            return
+        if scale is None:
+            scale = np.abs(want).max()
+        allowed = ROUNDING[self.letters.get(letter, letter)] * np.abs(want) + NOISE * scale + 1e-7
+        error = np.abs(got.astype(np.float64) - want)
+        worst = np.unravel_index(np.argmax(np.nan_to_num(error / allowed, nan=np.inf)), got.shape)
+        times = error[worst] / allowed[worst]
+        assert (error <= allowed).all(), (
+            f"{what or letter}{[*map(int, worst)]}: {got[worst]}, not {want[worst]}; {times:.3g} times the tolerance"
+        )
+
+
+def wide(array):
+    return array.astype(np.float64)
+
+
+# ---- elementwise -----------------------------------------------------------------------------------------------------
+
+
+def cast(k, rows, width):
+    x, y = k.normal(rows, width, letter="T", scale=3), k.empty((rows, width), "U")
+    k.launch("cast", x, y, x.size)
+    np.testing.assert_array_equal(y, x.astype(np.float32).astype(y.dtype))
+
+
+def add(k, rows, width):
+    a, b = k.normal(rows, width, letter="T"), k.normal(rows, width, letter="U")
+    out = k.empty((rows, width), "T")
+    k.launch("add", a, b, out, a.size)
+    want = (a.astype(np.float32) + b.astype(np.float32)).astype(a.dtype)
+    np.testing.assert_array_equal(out, want)
+    k.launch("add", a, b, a, a.size)  # in place
+    np.testing.assert_array_equal(a, want)
+
+
+def fill(k, rows, width):
+    y = k.empty((rows, width), "T")
+    k.launch("fill", y, y.size, 1.5)
+    assert (y == 1.5).all()
+
+
+def dropout(k, rows, width):
+    from tensorgrad.kernels.reference import dropout_key, dropout_mask
+
+    x, y = k.normal(rows, width, letter="T"), k.empty((rows, width), "T")
+    p, identity, start = 0.3, (77, 5), 1000
+    k.launch("dropout", x, y, x.size, *dropout_key(p, identity), start, 1 / (1 - p))
+    kept = dropout_mask(np, x.shape, p, identity, start)
+    k.close(y, np.where(kept, wide(x) / (1 - p), 0), "T")
+    assert rows * width < 200 or 0.5 < kept.mean() < 0.9
+    k.launch("dropout", x, x, x.size, *dropout_key(p, identity), start, 1 / (1 - p))
+    np.testing.assert_array_equal(x, y)
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def _phi(x):
+    return 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
+
+
+def _sigmoid(x):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
+
+
+def _gelu_tanh_slope(x):
+    u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return 0.5 * (1 + np.tanh(u)) + 0.5 * x / np.cosh(np.clip(u, -300, 300)) ** 2 * math.sqrt(2 / math.pi) * (
+        1 + 3 * 0.044715 * x * x
+    )
+
+
+ACTIVATIONS = {
+    "gelu": (lambda x: x * _phi(x), lambda x: _phi(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)),
+    "gelu_tanh": (
+        lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        _gelu_tanh_slope,
+    ),
+    "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
+    "relu2": (lambda x: np.maximum(x, 0) ** 2, lambda x: 2 * np.maximum(x, 0)),
+}
+
+
+def _extremes(x, name):
+    """Values at which exp overflows; for relu2 what float16 can still square."""
+    if x.size:
+        x.reshape(-1)[:2] = (200, -200) if name.startswith("relu2") else (1e4, -1e4)
+
+
+def _finish(k, partial, want, letter, scale, what):
+    """Check the sum of the partial sums, written over and added up."""
+    width = partial.shape[-1]
+    for accumulate in (0, 1):
+        out = k.normal(width, letter=letter) if accumulate else k.empty((width,), letter)
+        before = wide(out) if accumulate else 0
+        k.launch("column_sum_finish", partial, out, len(partial), width, accumulate, types=(k.letters[letter],))
+        k.close(out, want + before, letter, scale + 1, what)
+
+
+def activation_forward(k, rows, width):
+    value, _ = ACTIVATIONS[k.name.removesuffix("_forward")]
+    x = k.normal(rows, width, letter="T", scale=3)
+    _extremes(x, k.name)
+    for bias in (None, k.normal(width)):
+        y = k.empty((rows, width), "T")
+        k.launch(k.name, x, bias, y, rows, width)
+        k.close(y, value(wide(x) + (0 if bias is None else wide(bias))), "T", scale=1)
+
+
+def activation_backward(k, rows, width):
+    _, slope = ACTIVATIONS[k.name.removesuffix("_backward")]
+    x, g = k.normal(rows, width, letter="T", scale=3), k.normal(rows, width, letter="T")
+    _extremes(x, k.name)
+    bias = k.normal(width)
+    dx = k.empty((rows, width), "T")
+    partial = k.empty((tile_strips(rows, width, x.itemsize), width))
+    k.launch(k.name, x, bias, g, dx, partial, rows, width)
+    want = wide(g) * slope(wide(x) + wide(bias))
+    k.close(dx, want, "T", scale=10)
+    _finish(k, partial, want.sum(0), "T", np.abs(want).sum(0).max(initial=0), "dbias")
+    k.launch(k.name, x, None, g, g, None, rows, width)  # in place, without bias
+    k.launch(k.name, x, k.given(np.zeros(width)), g, dx, None, rows, width)
+
+
+def bias_add(k, rows, width):
+    x, bias, y = k.normal(rows, width, letter="T"), k.normal(width), k.empty((rows, width), "T")
+    k.launch("bias_add", x, bias, y, rows, width)
+    k.close(y, wide(x) + wide(bias), "T")
+    k.launch("bias_add", x, bias, x, rows, width)
+    np.testing.assert_array_equal(x, y)
+
+
+def column_sum(k, rows, width):
+    g = k.normal(rows, width, letter="T")
+    partial = k.empty((tile_strips(rows, width, g.itemsize), width))
+    k.launch("column_sum", g, partial, rows, width)
+    _finish(k, partial, wide(g).sum(0), "T", np.abs(wide(g)).sum(0).max(initial=0), "sums")
+
+
+def swiglu(k, rows, width):
+    for packed in (True, False):
+        if packed:
+            both = k.normal(rows, 2 * width, letter="T", scale=3)
+            gate, up, stride = both[:, :width], both[:, width:], 2 * width
+            grads = k.empty((rows, 2 * width), "T")
+            dgate, dup = grads[:, :width], grads[:, width:]
+        else:
+            gate, up, stride = k.normal(rows, width, letter="T"), k.normal(rows, width, letter="T"), width
+            dgate, dup = k.empty((rows, width), "T"), k.empty((rows, width), "T")
+        g, y = k.normal(rows, width, letter="T"), k.empty((rows, width), "T")
+        value, slope = ACTIVATIONS["silu"]
+        k.launch("swiglu_forward", gate, up, y, rows, width, stride)
+        k.close(y, value(wide(gate)) * wide(up), "T")
+        k.launch("swiglu_backward", gate, up, g, dgate, dup, rows, width, stride)
+        k.close(dgate, wide(g) * wide(up) * slope(wide(gate)), "T")
+        k.close(dup, wide(g) * value(wide(gate)), "T")
+
+
+# ---- norms -----------------------------------------------------------------------------------------------------------
+
+
+def norm(k, rows, width):
+    """Forward and backward, with all optional arguments and with none."""
+    centred = k.name.startswith("layer")
+    eps = 1e-5
+    for full in (True, False):
+        x = k.given(k.rng.standard_normal((rows, width)) * 2 + 1, "R")
+        branch = k.normal(rows, width, letter="T") if full else None
+        weight = k.normal(width) if full else None
+        bias = k.normal(width) if full and centred else None
+        total = k.empty((rows, width), "R") if full else None
+        y, mean, rstd = k.empty((rows, width), "T"), k.empty((rows,)), k.empty((rows,))
+        affine, stats = ((weight, bias), (mean, rstd)) if centred else ((weight,), (rstd,))
+        prefix = "layer_norm" if centred else "rms_norm"
+        k.launch(f"{prefix}_forward", x, branch, *affine, total, y, *stats, rows, width, eps)
+        if full:
+            k.close(total, wide(x) + wide(branch), "R", what="total")
+        else:
+            total = x
+        t = wide(total)
+        centre = t.mean(1, keepdims=True) if centred else np.zeros((rows, 1))
+        factor = 1 / np.sqrt(((t - centre) ** 2).mean(1, keepdims=True) + eps)
+        xhat = (t - centre) * factor
+        w = wide(weight) if full else 1.0
+        k.close(y, xhat * w + (wide(bias) if bias is not None else 0), "T", what="y", scale=10)
+        k.close(rstd, factor[:, 0], what="rstd")
+        if centred:
+            k.close(mean, centre[:, 0], what="mean", scale=2)
+
+        g = k.normal(rows, width, letter="T")
+        dtotal = k.normal(rows, width, letter="R") if full else None
+        dx = k.empty((rows, width), "R")
+        dbranch = k.empty((rows, width), "T") if full else None
+        partials = [k.empty((norm_strips(rows), width)) if full else None for _ in range(1 + centred)]
+        k.launch(f"{prefix}_backward", total, weight, *stats, g, dtotal, dx, dbranch, *partials, rows, width)
+        h = wide(g) * w
+        want = h - xhat * (h * xhat).mean(1, keepdims=True) - (h.mean(1, keepdims=True) if centred else 0)
+        want = want * factor + (wide(dtotal) if full else 0)
+        scale = 10 * (1 + factor.max(initial=0))
+        k.close(dx, want, "R", what="dx", scale=scale)
+        if full:
+            k.close(dbranch, dx.astype(np.float32), "T", what="dbranch")
+            for partial, terms, what in zip(partials, (wide(g) * xhat, wide(g)), ("dweight", "dbias"), strict=False):
+                _finish(k, partial, terms.sum(0), "T", np.abs(terms).sum(0).max(initial=0), what)
+
+
+CASES = {
+    "cast": cast,
+    "add": add,
+    "fill": fill,
+    "dropout": dropout,
+    "bias_add": bias_add,
+    "column_sum": column_sum,
+    "swiglu_forward": swiglu,
+    "layer_norm_forward": norm,
+    "rms_norm_forward": norm,
+    **{f"{name}_forward": activation_forward for name in ACTIVATIONS},
+    **{f"{name}_backward": activation_backward for name in ACTIVATIONS},
+}
+WITHIN = {  # kernels that have no case of their own: launched by the case of another one
+    "column_sum_finish": "column_sum",
+    "swiglu_backward": "swiglu_forward",
+    "layer_norm_backward": "layer_norm_forward",
+    "rms_norm_backward": "rms_norm_forward",
+}
