@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import UserError
 from ..model.lora import set_adapters
+from ..model.storage import check_storage
 from ..text.templates import render
 from ..training.checkpoints import load_run
 from .decoder import Decoder, Writing
@@ -44,12 +45,16 @@ class ChatConfig:
     """The same seed and the same words give the same conversation."""
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
+    dtype: str = "float32"
+    """How weights lie in memory on a CPU: float32, bfloat16, float16 or int8. Fewer bits are read faster; 16-bit files
+    stay as they are."""
 
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens = {self.max_new_tokens}: must be 1 or more")
         if self.top_k < 0:
             raise UserError(f"top_k = {self.top_k}: must be 0 or more")
+        check_storage(self.dtype, self.device)
         self.sampling()
 
     def sampling(self):
@@ -142,7 +147,7 @@ def chat(config, read=None, write=None, load=load_run):
     """Talk until /quit or the end of the input. `read(prompt)` gives a line, `write` shows text (None: the terminal);
     `load` is as in `sample`."""
     read, write = read or input, write or _to_terminal
-    model, tokenizer, *_ = load(config.init_from, config.device)
+    model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     conversation = Chat(model, tokenizer, config.sampling(), config.system)
     write(HELP + "\n")
     while True:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..model.storage import check_storage
 from ..text.templates import render
 from ..training.checkpoints import load_run
 from ..training.sampling import beginning
@@ -56,6 +57,9 @@ class SampleConfig:
     """Print one JSON object per text, with its ids and log-probabilities, instead of the text."""
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
+    dtype: str = "float32"
+    """How weights lie in memory on a CPU: float32, bfloat16, float16 or int8. Fewer bits are read faster; 16-bit files
+    stay as they are."""
 
     def __post_init__(self):
         for name in ("max_new_tokens", "temperature", "top_k", "num_samples", "min_p"):
@@ -67,6 +71,7 @@ class SampleConfig:
             raise UserError(f"num_beams = {self.num_beams}: must be 1 or more")
         if self.prompt and self.prompt_file:
             raise UserError("give either --prompt or --prompt_file")
+        check_storage(self.dtype, self.device)
         self.sampling()
 
     def sampling(self, stop_ids=()):
@@ -80,11 +85,11 @@ class SampleConfig:
 
 
 def sample(config, write=None, load=load_run):
-    """Write `config.num_samples` texts with the model that `load(config.init_from, config.device)` gives, a tuple that
-    begins with model and tokenizer. `write` gets what is to be shown piece by piece as it comes, text by text (None: to
+    """Write `config.num_samples` texts with the model that `load(config.init_from, config.device, dtype=config.dtype)`
+    gives, a tuple that begins with model and tokenizer. `write` gets what is to be shown piece by piece as it comes, text by text (None: to
     standard output). Returns the texts, prompt included."""
     write = write or _to_terminal
-    model, tokenizer, *_ = load(config.init_from, config.device)
+    model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     prompt = read_prompt(config)
     if config.chat:
         ids = tokenizer.encode(render(tokenizer, [{"role": "user", "content": prompt}]), special="all")

@@ -25,14 +25,15 @@ _NAMES = {"gpt2": GGUF_GPT2, "llama": GGUF_LLAMA, "qwen2": GGUF_QWEN, "qwen3": G
 _ROPE_FREQS, _MERGES = "rope_freqs.weight", "tokenizer.ggml.merges"
 
 
-def load_gguf(path, device="cpu"):
+def load_gguf(path, device="cpu", dtype="float32"):
     """(model, path of its tokenizer, GPTConfig) of a GGUF file; the tokenizer is inside the same file.
 
-    The model is float32 and in evaluation mode. Raises UserError for what is no sound model of a known kind."""
+    The model is in evaluation mode, its matrices stored as `dtype` (see load.py). Raises UserError for what is no sound
+    model of a known kind."""
     path = Path(path)
     metadata, stored = read_gguf(path)
     config, names, without_bias = read_gguf_config(metadata, stored, path)
-    return gather(config, names, stored, path, without_bias).to(device), path, config
+    return gather(config, names, stored, path, without_bias, dtype).to(device), path, config
 
 
 def read_gguf_config(metadata, stored, path):

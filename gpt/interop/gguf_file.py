@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..text.gguf_metadata import read_metadata
-from .stored import Stored, map_bytes, refuse_pickle, widen_bfloat16
+from .stored import Stored, map_bytes, map_narrow, refuse_pickle, widen_bfloat16
 
 # type number: (name, elements per block, bytes per block)
 _TYPES = {0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
@@ -66,7 +66,9 @@ def _stored(path, table, body, alignment):
             raise UserError(f"{path}: {name} claims bytes {offset:,} to {offset + length:,} of {len(body):,}; the file "
                             "is truncated or damaged, take another copy")
         end = offset + length
-        found[name] = Stored(shape, dtype, partial(_values, body[offset:end], kind, shape))
+        content = body[offset:end]
+        narrow = partial(map_narrow, content, dtype, shape) if dtype in ("F16", "BF16") else None
+        found[name] = Stored(shape, dtype, partial(_values, content, kind, shape), narrow)
     return found
 
 

@@ -37,10 +37,10 @@ def read_hf_config(folder):
     return from_config_json(parse_json(path.read_bytes(), path), path)
 
 
-def load_hf(folder, device="cpu"):
-    """(model, path of its tokenizer or None, GPTConfig) of a folder. The model is float32 and in evaluation mode;
-    float32 weights that need no rearrangement are mapped from the file. Raises UserError for anything that is no sound
-    model of a known kind."""
+def load_hf(folder, device="cpu", dtype="float32"):
+    """(model, path of its tokenizer or None, GPTConfig) of a folder. The model is in evaluation mode, its matrices
+    stored as `dtype` (see load.py); those that are stored so in the file and need no rearrangement are mapped from it.
+    Raises UserError for anything that is no sound model of a known kind."""
     folder = Path(folder)
     config, names, without_bias = read_hf_config(folder)
     stored = read_folder(folder)
@@ -48,7 +48,7 @@ def load_hf(folder, device="cpu"):
         stored = {name if name == "lm_head.weight" else f"transformer.{name}": one for name, one in stored.items()}
     if config.tie_weights:  # some files repeat the embedding as head
         stored.pop("lm_head.weight", None)
-    model = gather(config, names, stored, folder, without_bias)
+    model = gather(config, names, stored, folder, without_bias, dtype)
     tokenizer = next((folder / name for name in ("tokenizer.json", "vocab.json") if (folder / name).is_file()), None)
     return model.to(device), tokenizer, config
 

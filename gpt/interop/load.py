@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..model.config import GPTConfig
+from ..model.storage import check_storage, store
 from ..text import load_tokenizer
 from ..training.checkpoints import TOKENIZER, find_weights, load_run
 from ..training.config import read_run
@@ -15,32 +16,30 @@ from .reference0 import load_reference0
 from .stored import refuse_pickle
 
 
-def load(path, device="cpu"):
+def load(path, device="cpu", dtype="float32"):
     """(model, path of its tokenizer or None, config) of a model of any format.
 
     The config of a run is its TrainConfig, else a GPTConfig. The model is on `device`, in evaluation mode and, but for
-    runs in float64, float32. Raises UserError for what is no model, or one that is not read here."""
+    runs in float64, computes in float32. `dtype` other than "float32", for a CPU alone: its matrices are stored as
+    "bfloat16", "float16" or "int8" and frozen (see nn.quantize); 16-bit ones of a file stay mapped as they are. Raises
+    UserError for what is no model, or one that is not read here."""
+    check_storage(dtype, device)
     path = local(path)
     if path.suffix == ".gguf":
-        return load_gguf(path, device)
+        return load_gguf(path, device, dtype)
+    if is_hf_folder(path):
+        return load_hf(path, device, dtype)
     if path.suffix == ".npz":
         model, _ = load_reference0(path, device=device)
-        return model, None, model.config
-    if is_hf_folder(path):
-        return load_hf(path, device)
-    model, _, config = load_run(path, device, load_with_tokenizer)
+        return store(model, dtype), None, model.config
+    model, _, config = load_run(path, device, load_with_tokenizer, dtype)
     return model, path / TOKENIZER, config
 
 
-def load_with_tokenizer(path, device="cpu"):
+def load_with_tokenizer(path, device="cpu", dtype="float32"):
     """(model, tokenizer, config): `load` with the tokenizer itself. Raises UserError where there is none."""
     path = local(path)
-    if path.suffix == ".npz":
-        model, tokenizer = load_reference0(path, device=device)
-        return model, tokenizer, model.config
-    if path.is_dir() and not is_hf_folder(path):
-        return load_run(path, device, load_with_tokenizer)
-    model, _, config = load(path, device)
+    model, _, config = load(path, device, dtype)
     return model, tokenizer_of(path), config
 
 

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import tensorgrad as tg
+from tensorgrad import nn
 from tensorgrad.nn import init
 
 from ..errors import UserError
 from ..model.gpt import GPT
 from ..training.checkpoints import weights_of
+from .stored import adjoin
 
+_KEPT = {"float16": "F16", "bfloat16": "BF16"}  # types of files that need no conversion
 _SHOWN = 12  # names per kind of trouble in a message
 
 
@@ -83,10 +86,11 @@ def skeleton(config):
         return GPT(config)
 
 
-def gather(config, names, stored, source, without_bias=()):
+def gather(config, names, stored, source, without_bias=(), dtype="float32"):
     """A GPT of `config` with the weights in `stored`, {their name: Stored}, read from `source` (for messages).
 
-    without_bias: our modules that have a bias here and none there; it is zero. Raises UserError that lists all names
+    without_bias: our modules that have a bias here and none there; it is zero. dtype: how matrices are stored, see
+    load.py. Raises UserError that lists all names
     that are missing, unexpected or of another shape before anything is read."""
     _refuse_impossible(config, stored, source)
     model = skeleton(config)
@@ -103,12 +107,22 @@ def gather(config, names, stored, source, without_bias=()):
     _refuse_misfits(wanted, stored, names, source)
     parameters = dict(model.named_parameters())
     for ours, (part, theirs) in plan.items():
-        arrays = [_ours(config, names, part, name, stored[name].read()) for name in theirs]
-        if not arrays:
-            arrays = [np.zeros(tuple(parameters[ours].shape), np.float32)]
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)      # rows one below the other
+        if not theirs:
+            array = np.zeros(tuple(parameters[ours].shape), np.float32)
+        else:
+            kept = dtype in _KEPT and parameters[ours].ndim == 2 and {stored[name].dtype for name in theirs} == {
+                _KEPT[dtype]}
+            arrays = [_ours(config, names, part, name, stored[name].narrow() if kept else stored[name].read())
+                      for name in theirs]
+            array = adjoin(arrays)                                             # rows one below the other
+            if kept or dtype != "float32" and array.ndim == 2:
+                weight = nn.PackedWeight(np.ascontiguousarray(array)) if kept else nn.pack(array, dtype)
+                model.get_submodule(ours.rpartition(".")[0]).weight = weight
+                continue
         parameters[ours].data = tg.from_numpy(array)
         parameters[ours]._bump()
+    if config.tie_weights:
+        model.lm_head.weight = model.transformer.wte.weight
     return model.eval()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .stored import Stored, map_bytes, refuse_pickle, widen_bfloat16
+from .stored import Stored, map_bytes, map_narrow, refuse_pickle, widen_bfloat16
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # bytes, as in the reference implementation
@@ -57,9 +57,12 @@ def read_safetensors(path):
     if expected != len(body):
         raise UserError(f"{path}: its tensors need {expected:,} bytes, it has {len(body):,}; it is truncated or "
                         "damaged, take another copy")
-    return {name: Stored(tuple(entry["shape"]), entry["dtype"],
-                         partial(_values, path, name, body[slice(*spans[name])], entry["dtype"], entry["shape"]))
-            for name, entry in header.items()}
+    return {name: _stored(path, name, body[slice(*spans[name])], **entry) for name, entry in header.items()}
+
+
+def _stored(path, name, content, dtype, shape, data_offsets):
+    narrow = partial(map_narrow, content, dtype, shape) if dtype in ("F16", "BF16") else None
+    return Stored(tuple(shape), dtype, partial(_values, path, name, content, dtype, shape), narrow)
 
 
 def parse_json(content, path):

@@ -11,11 +11,13 @@ from ..errors import UserError
 @dataclass(frozen=True)
 class Stored:
     """One tensor of a weight file. `read()` gives its values as float32 of `shape`: float32 ones are mapped from the
-    file (written to, a page becomes private; the file stays as it is), others are converted."""
+    file (written to, a page becomes private; the file stays as it is), others are converted. `narrow()`, of F16 and
+    BF16 alone, maps them as they are: float16, or the bits of bfloat16 as uint16."""
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+    narrow: Callable[[], np.ndarray] | None = None
 
     @property
     def size(self):
@@ -28,6 +30,26 @@ def map_bytes(path):
     if path.stat().st_size == 0:
         raise UserError(f"{path}: an empty file; take another copy")
     return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
+
+
+def map_narrow(content, dtype, shape):
+    """The bytes of an F16 or BF16 tensor as float16, or as bits (uint16), of `shape`."""
+    if content.ctypes.data % 2:  # arithmetic wants aligned numbers
+        content = content.copy()
+    return content.view("<f2" if dtype == "F16" else "<u2").reshape(shape)
+
+
+def adjoin(arrays):
+    """Arrays (rows, ...) one below the other: one view where they lie so in memory already, else a copy."""
+    first, rows = arrays[0], sum(len(array) for array in arrays)
+    if len(arrays) == 1:
+        return first
+    at = first.ctypes.data
+    for array in arrays:
+        if array.ctypes.data != at or not array.flags.c_contiguous or array.dtype != first.dtype:
+            return np.concatenate(arrays)
+        at += array.nbytes
+    return np.lib.stride_tricks.as_strided(first, (rows, *first.shape[1:]), first.strides)
 
 
 def widen_bfloat16(bits):

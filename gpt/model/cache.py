@@ -13,6 +13,7 @@ attention, as in Jiang et al. 2023, Mistral 7B). Where positions are absolute (l
 every token to another position, so the last block_size tokens are encoded anew, as a loop without a cache does it.
 """
 import tensorgrad as tg
+from tensorgrad import nn
 
 from ..errors import UserError
 
@@ -28,8 +29,8 @@ class KVCache:
         self.rows, self.length = rows, min(length or config.block_size, config.block_size)
         self.may_roll = self.rolls and self.length == config.block_size
         shape = (rows, config.kv_heads, self.length, config.head_dim)
-        self.layers = [LayerCache(tg.zeros(shape, dtype=weight.dtype, device=weight.device),
-                                  tg.zeros(shape, dtype=weight.dtype, device=weight.device))
+        dtype = tg.float32 if isinstance(weight, nn.PackedWeight) else weight.dtype
+        self.layers = [LayerCache(*(tg.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2)))
                        for _ in range(config.n_layer)]
         self.lengths = [0] * rows
 

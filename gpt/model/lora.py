@@ -89,7 +89,8 @@ class LowRank(nn.Module):
         super().__init__()
         start, stop = target.rows
         weight = linear.weight
-        dtype = tg.promote_types(weight.dtype, tg.float32)  # trained in full precision over a 16-bit weight
+        packed = isinstance(weight, nn.PackedWeight)
+        dtype = tg.float32 if packed else tg.promote_types(weight.dtype, tg.float32)  # full precision over a 16-bit one
         self.target, self.base_scale, self.strength, self.dropout = target, scale, 1.0, dropout
         self.lora_A = nn.Parameter(tg.empty(r, linear.in_features, dtype=dtype, device=weight.device))
         self.lora_B = nn.Parameter(tg.zeros(stop - start, r, dtype=dtype, device=weight.device))
@@ -153,7 +154,8 @@ class LoRALinear(nn.Linear):
         """Compute with weight + what the active adapters add, in a weight of its own."""
         if self.is_merged or not self.active:
             return
-        weight = self.weight.detach().clone()                                  # (out, in)
+        packed = isinstance(self.weight, nn.PackedWeight)                      # merged it is float32: bits may not do
+        weight = self.weight.widened() if packed else self.weight.detach().clone()               # (out, in)
         for name in self.active:
             for part in self.adapters[name]:
                 start, stop = part.target.rows
@@ -165,7 +167,8 @@ class LoRALinear(nn.Linear):
         """Take back the weight that `merge` put aside: the same bits."""
         if self.is_merged:
             merged, self.weight = self.weight, self._unmerged[0]
-            if (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype):  # moved in between
+            moved = (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype)
+            if moved and not isinstance(self.weight, nn.PackedWeight):         # in between
                 self.weight.data = self.weight.data.to(device=merged.device, dtype=merged.dtype)
             self._unmerged = None
 

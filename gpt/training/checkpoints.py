@@ -11,6 +11,7 @@ Nothing is ever half written: a file is written under a temporary name, fsynced 
 new folder that then takes the place of the old one by a rename. A crash or a full disk leaves what was saved before.
 """
 import json
+from functools import partial
 from pathlib import Path
 
 import tensorgrad as tg
@@ -18,6 +19,7 @@ import tensorgrad as tg
 from ..errors import UserError
 from ..model.gpt import GPT
 from ..model.lora import adapter_names, adapter_state
+from ..model.storage import store
 from ..text import load_tokenizer
 from .config import TrainConfig, read_run, run_toml
 from .files import complete_or_nothing, delete
@@ -149,10 +151,10 @@ def load_last(folder, model):
         raise UserError(f"{last / STATE_JSON}: damaged ({error}); start with --init_from {last}") from None
 
 
-def load_run(folder, device="cpu", open_base=None):
+def load_run(folder, device="cpu", open_base=None, dtype="float32"):
     """(model, tokenizer, config) of a run folder: the best weights, or the latest while there are no best ones.
 
-    The model is on `device` and in evaluation mode. Where the run trained an adapter, its base model is opened by
+    The model is on `device` and in evaluation mode, its matrices stored as `dtype` (see model/storage.py). Where the run trained an adapter, its base model is opened by
     `open_base(path)`, which gives a tuple that begins with the model; by default it is a run as well. Raises UserError
     for a folder that is no run, or whose files do not fit together; FileNotFoundError.
     """
@@ -160,11 +162,12 @@ def load_run(folder, device="cpu", open_base=None):
     config = TrainConfig(**read_run(folder))
     tokenizer = load_tokenizer(folder / TOKENIZER)
     if config.lora_r:
-        model, _, _ = adapted_base(config, open_base)
+        packed = {} if dtype == "float32" else {"dtype": dtype}
+        model, _, _ = adapted_base(config, partial(open_base or load_run, **packed))
     else:
         model = GPT(config.model_config(tokenizer.vocab_size)).to(weights_dtype(config.dtype))
     load_weights(model, folder)
-    return model.to(device).eval(), tokenizer, config
+    return store(model.to(device).eval(), dtype), tokenizer, config
 
 
 def adapted_base(config, open_base=None):

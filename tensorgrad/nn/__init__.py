@@ -20,7 +20,9 @@ from .layers import (
     Tanh,
 )
 from .module import Module
+from .packed import PackedWeight
 from .parameter import Parameter
+from .quantize import pack, quantize
 
 __all__ = [
     "CrossEntropyLoss",
@@ -35,6 +37,7 @@ __all__ = [
     "Module",
     "ModuleDict",
     "ModuleList",
+    "PackedWeight",
     "Parameter",
     "RMSNorm",
     "ReLU",
@@ -45,5 +48,7 @@ __all__ = [
     "Tanh",
     "functional",
     "init",
+    "pack",
+    "quantize",
     "utils",
 ]

@@ -11,6 +11,7 @@ from ..ops import block, composed
 from ..ops import nn as ops
 from ..ops.common import cast, is_tensor, operands, require_floating
 from ..ops.movement import pad_constant
+from ..ops.packed import PackedEmbedding, PackedLinear
 from ..random import default_generator
 from .losses import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from .losses import cross_entropy as cross_entropy
@@ -19,6 +20,7 @@ from .losses import l1_loss as l1_loss
 from .losses import mse_loss as mse_loss
 from .losses import nll_loss as nll_loss
 from .losses import smooth_l1_loss as smooth_l1_loss
+from .packed import PackedWeight
 
 # ---- activations -----------------------------------------------------------------------------------------------------
 
@@ -173,6 +175,8 @@ def _last(name, x, dim):
 
 def linear(input, weight, bias=None):
     """x (..., in) @ weight (out, in)^T + bias (out) -> (..., out). weight may be (in): then (...)."""
+    if isinstance(weight, PackedWeight):
+        return _packed_linear(input, weight, bias)
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if len({t.array.dtype for t in tensors}) > 1:
         raise OpTypeError(f"linear: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}")
@@ -182,12 +186,20 @@ def linear(input, weight, bias=None):
     return apply(ops.Linear, *tensors)
 
 
+def _packed_linear(x, weight, bias):
+    if x.array.dtype != np.float32 or (bias is not None and bias.array.dtype != np.float32):
+        raise OpTypeError(f"linear: a weight stored as {weight.kind} takes float32, got {x.array.dtype}")
+    return apply(PackedLinear, x, *(() if bias is None else (bias,)), weight=weight)
+
+
 def embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False):
     """Rows of weight (rows, width) by integer ids: input.shape + (width,). Ids out of range are an IndexError.
     The row `padding_idx` gets no gradient."""
     if max_norm is not None or scale_grad_by_freq or sparse:
         raise OpError("embedding: max_norm, scale_grad_by_freq and sparse are not offered")
     ops.check_ids("embedding", input)
+    if isinstance(weight, PackedWeight):
+        return apply(PackedEmbedding, input, weight=weight)
     if weight.ndim != 2:
         raise OpError(f"embedding: weight must be 2-D, got {weight.shape}")
     if padding_idx is not None:
