@@ -85,9 +85,9 @@ class SampleConfig:
 
 
 def sample(config, write=None, load=load_run):
-    """Write `config.num_samples` texts with the model that `load(config.init_from, config.device, dtype=config.dtype)`
-    gives, a tuple that begins with model and tokenizer. `write` gets what is to be shown piece by piece as it comes, text by text (None: to
-    standard output). Returns the texts, prompt included."""
+    """Write `config.num_samples` texts with the model that `load(init_from, device, dtype=...)` of the config gives, a
+    tuple that begins with model and tokenizer. `write` gets what is to be shown piece by piece as it comes, text by
+    text (None: to standard output). Returns the texts, prompt included."""
     write = write or _to_terminal
     model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     prompt = read_prompt(config)

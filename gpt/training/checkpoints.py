@@ -154,9 +154,10 @@ def load_last(folder, model):
 def load_run(folder, device="cpu", open_base=None, dtype="float32"):
     """(model, tokenizer, config) of a run folder: the best weights, or the latest while there are no best ones.
 
-    The model is on `device` and in evaluation mode, its matrices stored as `dtype` (see model/storage.py). Where the run trained an adapter, its base model is opened by
-    `open_base(path)`, which gives a tuple that begins with the model; by default it is a run as well. Raises UserError
-    for a folder that is no run, or whose files do not fit together; FileNotFoundError.
+    The model is on `device` and in evaluation mode, its matrices stored as `dtype` (see model/storage.py). Where the
+    run trained an adapter, its base model is opened by `open_base(path)`, which gives a tuple that begins with the
+    model; by default it is a run as well. Raises UserError for a folder that is no run, or whose files do not fit
+    together; FileNotFoundError.
     """
     folder = Path(folder)
     config = TrainConfig(**read_run(folder))
