@@ -76,6 +76,10 @@ def __getattr__(name):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)
+    if name in ("memory_stats", "track_memory"):
+        from . import memory
+
+        return getattr(memory, name)
     if name == "bfloat16":
         return dtypes.bfloat16
     raise AttributeError(f"module 'tensorgrad' has no attribute {name!r}")
@@ -123,6 +127,7 @@ __all__ = [
     "load",
     "long",
     "manual_seed",
+    "memory_stats",  # noqa: F405
     "no_grad",
     "ones",
     "ones_like",
@@ -140,6 +145,7 @@ __all__ = [
     "set_rng_state",
     "short",
     "tensor",
+    "track_memory",  # noqa: F405
     "uint8",
     "zeros",
     "zeros_like",

@@ -19,6 +19,7 @@ NOT_OPERATIONS = {
     "settings": "manual_seed get_rng_state set_rng_state set_default_dtype get_float32_matmul_precision "
                 "set_float32_matmul_precision",
     "files": "save load",
+    "measuring": "memory_stats",
     "needs a package of its own": "bfloat16",
     "devices": "device cuda",
 }

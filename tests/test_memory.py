@@ -1,10 +1,160 @@
-"""Memory of a training step: what is overwritten, and that nobody sees it."""
+"""Memory of a training step: what is counted, freed, used again and overwritten, and that nobody sees it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tensorgrad as tg
+from gpt import GPT, GPTConfig
 from tensorgrad.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# --- memory_stats -----------------------------------------------------------------------------------------------------
+
+
+def test_arrays_are_counted():
+    assert tg.memory_stats()["arrays"] is None
+    with tg.track_memory() as memory:
+        kept = tg.empty(1000)
+        view, other = kept[::2], tg.empty(500, dtype=tg.float64)
+        assert (memory.bytes, memory.allocations) == (8000, 2)
+        del other
+        stats = tg.memory_stats()
+        assert (stats["arrays"], stats["arrays_peak"], stats["allocations"]) == (4000, 8000, 2)
+        memory.reset_peak()
+        assert tg.memory_stats()["arrays_peak"] == 4000
+        with pytest.raises(RuntimeError, match="already"), tg.track_memory():
+            pass
+        del kept
+        assert memory.bytes == 4000  # the view holds it
+        del view
+        assert memory.bytes == 0
+        kept = tg.ones(10)
+    assert tg.memory_stats()["arrays"] is None
+    with tg.track_memory() as again:
+        del kept  # of the time before
+        assert again.bytes == 0
+        kept = tg.ones(10)
+    assert kept.sum().item() == 10  # and lives on
+
+
+def test_the_process_is_measured():
+    before = tg.memory_stats()
+    held = np.ones(2_000_000)
+    after = tg.memory_stats()
+    assert after["process"] - before["process"] > held.nbytes * 0.9
+    assert after["process_peak"] > 0.9 * after["process"] and after["page_faults"] > before["page_faults"]
+
+
+def test_arrays_outlive_the_program_unharmed():
+    """The interpreter's end frees what was made while memory was tracked, in whatever order."""
+    code = "import tensorgrad as tg\nkept = tg.track_memory().__enter__(), tg.ones(10**6)\nimport sys\nsys.kept = kept"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+# --- a training step --------------------------------------------------------------------------------------------------
+
+LAYERS = 8
+
+
+@pytest.fixture
+def trained():
+    """(model, optimizer, step): a GPT whose gradients have their places, as after a first step."""
+    model = GPT(GPTConfig(block_size=64, vocab_size=65, n_layer=LAYERS, n_head=4, n_embd=64))
+    optimizer = tg.optim.AdamW(model.parameters(), lr=1e-3)
+    idx, targets = (tg.randint(0, 65, (8, 64)) for _ in range(2))
+
+    def step():
+        loss = model(idx, targets)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        tg.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    step()
+    return model, optimizer, step, idx, targets
+
+
+def falling(model, idx, targets, **options):
+    """Bytes of arrays after forward, then as backward leaves each block (the last block first), and the peak."""
+    levels, remove = [], []
+    with tg.track_memory() as memory:
+        def keep_level(module, inputs, output):
+            remove.append(output.register_hook(lambda g: levels.append(memory.bytes)))
+
+        handles = [block.register_forward_hook(keep_level) for block in model.transformer.h]
+        loss = model(idx, targets)[1]
+        levels.append(memory.bytes)
+        memory.reset_peak()
+        loss.backward(**options)
+        for handle in handles:
+            handle.remove()
+        return levels, memory.peak
+
+
+def test_activations_are_freed_as_backward_proceeds(trained):
+    model, optimizer, _, idx, targets = trained
+    optimizer.zero_grad()
+    levels, peak = falling(model, idx, targets)
+    forward, per_block = levels[0], levels[0] / LAYERS
+    assert len(levels) == 1 + LAYERS
+    for before, after in zip(levels[2:], levels[3:], strict=False):
+        assert after < before - 0.9 * per_block
+    assert levels[-1] < 0.3 * forward
+    assert peak < forward + per_block  # the gradients of one block at a time
+    optimizer.zero_grad()
+    levels, peak = falling(model, idx, targets, retain_graph=True)
+    assert min(levels) >= 0.95 * forward  # and this is how it looks where nothing is freed
+
+
+def test_steps_make_the_same_arrays_again(trained):
+    step = trained[2]
+    counts = []
+    with tg.track_memory() as memory:
+        for _ in range(4):
+            before = memory.allocations
+            memory.reset_peak()
+            step()
+            counts.append((memory.allocations - before, memory.bytes, memory.peak))
+    assert counts[1:] == counts[1:2] * 3
+
+
+FAULTS = """
+import json
+import tensorgrad as tg
+from gpt import GPT, GPTConfig
+model = GPT(GPTConfig(block_size=128, vocab_size=65, n_layer=4, n_head=4, n_embd=256))
+optimizer = tg.optim.AdamW(model.parameters(), lr=1e-3)
+idx, targets = (tg.randint(0, 65, (8, 128)) for _ in range(2))
+faults = []
+for _ in range(8):
+    before = tg.memory_stats()["page_faults"]
+    loss = model(idx, targets)[1]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    faults.append(tg.memory_stats()["page_faults"] - before)
+print(json.dumps(faults))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_freed_memory_is_used_again():
+    """Later steps touch next to no new memory; without the settings of kernels/memory.py each does so again."""
+    def later(**settings):
+        done = subprocess.run([sys.executable, "-c", FAULTS], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT), **settings}, timeout=120)
+        return sorted(json.loads(done.stdout)[3:])[2]
+
+    assert later() < 0.05 * later(TENSORGRAD_MALLOPT="0")
+
 
 # --- the gradient of cross-entropy takes the place of the logits ------------------------------------------------------
 
