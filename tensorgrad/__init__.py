@@ -68,7 +68,7 @@ int = int32
 short = int16
 __version__ = "0.1.0"
 
-_LAZY = {"autograd", "nn", "optim", "utils"}  # imported when first used, so that `import tensorgrad` stays quick
+_LAZY = {"amp", "autograd", "nn", "optim", "utils"}  # imported when first used, so that `import tensorgrad` stays quick
 
 
 def __getattr__(name):
@@ -80,6 +80,10 @@ def __getattr__(name):
         from . import memory
 
         return getattr(memory, name)
+    if name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
+        from . import amp
+
+        return getattr(amp, name)
     if name == "bfloat16":
         return dtypes.bfloat16
     raise AttributeError(f"module 'tensorgrad' has no attribute {name!r}")

@@ -28,6 +28,7 @@ _next_seq = count(1).__next__
 class _Modes(threading.local):
     grad = True  # are operations recorded?
     inference = False  # are results marked as never to be recorded?
+    autocast = None  # {device type: 16-bit dtype of products, or None} inside amp.autocast
     direct = False  # may operations add to leaves' gradients themselves? (only in a plain backward)
     module_path = None  # a list of module names while somebody traces (detect_anomaly, profile), else None
 
@@ -59,6 +60,7 @@ class TensorBase:
     _view = None  # (base Tensor, rebases when made) of a view
     _grad_buffer = None  # array into which a leaf's gradient is accumulated (flat optimizer storage)
     _inference = False
+    _half = None  # (array, writes when made, its 16-bit copy), for products under autocast
 
     def version(self):
         if self._version is None:

@@ -12,6 +12,7 @@ import os
 import warnings
 
 from . import reference
+from .half import HalfRoutines, is_half
 
 LEVELS = ("composed", "reference", "numpy", "numba", "fast")
 LEVEL = os.environ.get("TENSORGRAD_LEVEL", "fast")
@@ -19,13 +20,21 @@ if LEVEL not in LEVELS:
     raise ValueError(f"TENSORGRAD_LEVEL must be one of {', '.join(LEVELS)}, not {LEVEL!r}")
 
 _routines = None
+_half = {}  # by the module that they are made of
 
 
-def routines(device):
-    """The module of routines for arrays on `device`; loaded when the first one is asked for."""
+def routines(device, dtype=None):
+    """The module of routines for arrays on `device`; loaded when the first one is asked for. `dtype` (needed where it
+    may be a 16-bit one): that of the arrays which the routine is about."""
     if device.type != "cpu" or LEVEL in ("composed", "reference"):
-        return reference
-    return _routines or _load()
+        best = reference
+    else:
+        best = _routines or _load()
+    if dtype is None or dtype.itemsize != 2 or not is_half(dtype):
+        return best
+    if best not in _half:
+        _half[best] = HalfRoutines(best)
+    return _half[best]
 
 
 def _load():

@@ -5,11 +5,13 @@ import math
 import numpy as np
 
 from .. import dtypes
-from ..engine import apply, wrap
+from ..dtypes import float32, float64
+from ..engine import apply, modes, wrap
 from ..errors import OpError, OpTypeError
+from ..kernels.half import is_half
 from ..ops import block, composed
 from ..ops import nn as ops
-from ..ops.common import cast, is_tensor, operands, require_floating
+from ..ops.common import autocast_dtype, cast, half_copy, is_tensor, operands, require_floating, to_half
 from ..ops.movement import pad_constant
 from ..ops.packed import PackedEmbedding, PackedLinear
 from ..random import default_generator
@@ -178,6 +180,11 @@ def linear(input, weight, bias=None):
     if isinstance(weight, PackedWeight):
         return _packed_linear(input, weight, bias)
     tensors = (input, weight) if bias is None else (input, weight, bias)
+    if modes.autocast and (dtype := autocast_dtype(input)) and float64 not in [t.array.dtype for t in tensors]:
+        if weight.ndim == 2 and ops.LEVEL != "composed" and input.ndim and weight.array.dtype == float32:
+            return apply(ops.Linear, cast(input, dtype), *tensors[1:], half=half_copy(weight, dtype))
+        input, weight, bias = (*(cast(t, dtype) for t in tensors), None)[:3]
+        tensors = (input, weight) if bias is None else (input, weight, bias)
     if len({t.array.dtype for t in tensors}) > 1:
         raise OpTypeError(f"linear: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}")
     if weight.ndim != 2 or ops.LEVEL == "composed" or (bias is not None and bias.ndim != 1) or not input.ndim:
@@ -255,7 +262,8 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimensions; eps is the dtype's machine epsilon unless given
     (arXiv:1910.07467)."""
     x, affine = _normalized("rms_norm", input, normalized_shape, weight)
-    eps = float(np.finfo(input.array.dtype).eps) if eps is None else eps
+    if eps is None:
+        eps = float(np.finfo(float32 if is_half(input.array.dtype) else input.array.dtype).eps)
     if ops.LEVEL == "composed" or not x.array.size:
         y = composed.rms_norm(x, *affine, eps=eps)
     else:
@@ -335,7 +343,7 @@ def scaled_dot_product_attention(
     """softmax(scale q k^T + mask) v for q (..., H, T, d), k (..., H, S, d), v (..., H, S, e); scale 1 / sqrt(d).
     attn_mask: bool (True may be looked at) or added to the scores, broadcast to (..., T, S). is_causal hides what
     comes later. enable_gqa: k and v have H / groups heads. dropout_p always applies, as in PyTorch."""
-    q, k, v = query, key, value
+    q, k, v = to_half((query, key, value)) if modes.autocast else (query, key, value)
     name = "scaled_dot_product_attention"
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise OpError(f"{name}: q {q.shape}, k {k.shape}, v {v.shape}: need (..., T, d), (..., S, d), (..., S, e)")

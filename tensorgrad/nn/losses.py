@@ -3,10 +3,10 @@
 import math
 
 from .. import dtypes
-from ..engine import apply
+from ..engine import apply, modes
 from ..errors import OpError
 from ..ops import nn as ops
-from ..ops.common import operands, require_floating
+from ..ops.common import cast, operands, require_floating, to_single
 
 
 def _reduce(name, loss, reduction):
@@ -28,16 +28,19 @@ def _weighted(name, loss, weight, reduction):
 
 def mse_loss(input, target, reduction="mean", weight=None):
     """(x - y)^2; with a weight per element, mean divides by the sum of the weights."""
+    input, target = to_single(input, target)
     return _weighted("mse_loss", (input - target).square(), weight, reduction)
 
 
 def l1_loss(input, target, reduction="mean", weight=None):
     """|x - y|; with a weight per element, mean divides by the sum of the weights."""
+    input, target = to_single(input, target)
     return _weighted("l1_loss", (input - target).abs(), weight, reduction)
 
 
 def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
     """0.5 d^2 / beta where d = |x - y| < beta, else d - beta / 2."""
+    input, target = to_single(input, target)
     if beta < 0:
         raise OpError(f"smooth_l1_loss: beta must not be negative, got {beta}")
     d = (input - target).abs()
@@ -64,6 +67,7 @@ def _class_rows(name, input, target):
 
 def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
     """-input[target] for log-probabilities (n, C) or (n, C, d1, ...); mean is weighted by the classes' weights."""
+    input, target = to_single(input, target)
     ops.check_ids("nll_loss", target)
     rows, ids, shape = _class_rows("nll_loss", input, target)
     counted = ids != ignore_index
@@ -92,10 +96,13 @@ def cross_entropy(
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     rows, ids, shape = _class_rows("cross_entropy", input, target)
     if weight is None and not label_smoothing and rows.array.size and ops.LEVEL != "composed":
-        loss = apply(ops.CrossEntropy, rows, ids, ignore_index=ignore_index)
+        loss = apply(ops.CrossEntropy, rows, ids, ignore_index=ignore_index)  # float32 where the logits have 16 bits
+        if loss.dtype != rows.dtype and not modes.autocast:
+            loss = cast(loss, rows.dtype)
         if reduction == "mean":
             return loss.sum() / (ids != ignore_index).sum().to(loss.dtype)  # nan where nothing counts, as in PyTorch
         return _reduce("cross_entropy", loss.reshape(shape), reduction)
+    rows = to_single(rows)[0]
     logp = rows.log_softmax(1)
     hard = nll_loss(logp, ids, weight, ignore_index, reduction)
     if not label_smoothing:
@@ -119,6 +126,7 @@ def _soft_cross_entropy(input, target, weight, reduction, label_smoothing):
     """The target is a distribution over the classes."""
     if target.shape != input.shape:
         raise OpError(f"cross_entropy: probabilities must have the input's shape {input.shape}, got {target.shape}")
+    input, target = to_single(input, target)
     dim = 0 if input.ndim == 1 else 1
     classes = input.shape[dim]
     if label_smoothing:
@@ -136,6 +144,7 @@ def binary_cross_entropy_with_logits(
     input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
 ):
     """-(pos_weight y log sigmoid(x) + (1 - y) log(1 - sigmoid(x))), without overflow."""
+    input, target = to_single(input, target)
     if target.shape != input.shape:
         raise OpError(
             f"binary_cross_entropy_with_logits: target {target.shape} must have the input's shape {input.shape}"
@@ -151,6 +160,7 @@ def binary_cross_entropy_with_logits(
 def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_target=False):
     """target (log target - input) for log-probabilities `input`; 0 where target is 0. reduction "batchmean" divides by
     the first size."""
+    input, target = to_single(input, target)
     if log_target:
         loss = target.exp() * (target - input)
     else:

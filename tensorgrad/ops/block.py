@@ -1,9 +1,8 @@
 """Fused operations between the products of a transformer block: gates, rotations of queries and keys."""
 
 from ..engine import Op, apply
-from ..kernels import routines
 from . import composed
-from .nn import Fused
+from .nn import Fused, best
 
 
 class Swiglu(Fused):
@@ -12,7 +11,7 @@ class Swiglu(Fused):
     def forward(ctx, x, value=None):
         ctx.save(*((x,) if value is None else (x, value)))
         gate, value = _gate_and_value(x, value)
-        y = routines(ctx.device).swiglu(ctx.xp, gate, value)
+        y = best(ctx, gate).swiglu(ctx.xp, gate, value)
         return y.reshape(*x.shape[:-1], gate.shape[1])
 
     def define(ctx, x, value=None):
@@ -22,7 +21,7 @@ class Swiglu(Fused):
         gradients = [ctx.xp.empty(a.shape, a.dtype) for a in saved]
         gate, value = _gate_and_value(*saved)
         rows = g.reshape(gate.shape)
-        routines(ctx.device).swiglu_backward(ctx.xp, gate, value, rows, *_gate_and_value(*gradients))
+        best(ctx, gate).swiglu_backward(ctx.xp, gate, value, rows, *_gate_and_value(*gradients))
         return gradients
 
 
@@ -40,13 +39,13 @@ class Relu2(Fused):
 
     def forward(ctx, x):
         ctx.save(x)
-        return routines(ctx.device).relu2(ctx.xp, x)
+        return best(ctx, x).relu2(ctx.xp, x)
 
     def define(ctx, x):
         return composed.relu2(x)
 
     def gradient(ctx, saved, g):
-        return [routines(ctx.device).relu2_backward(ctx.xp, *saved, g)]
+        return [best(ctx, g).relu2_backward(ctx.xp, *saved, g)]
 
 
 class Rotary(Op):
@@ -59,7 +58,7 @@ class Rotary(Op):
         *xs, cos, sin = arrays
         ctx.adjoint = adjoint
         ctx.save(cos, sin)
-        return tuple(routines(ctx.device).rotary(ctx.xp, x, cos, sin, adjoint) for x in xs)
+        return tuple(best(ctx, x).rotary(ctx.xp, x, cos, sin, adjoint) for x in xs)
 
     def backward(ctx, *gradients):
         given = [g for g in gradients if g is not None]

@@ -7,8 +7,9 @@ from sys import getrefcount
 import numpy as np
 
 from .. import dtypes
-from ..engine import Op, apply, wrap
+from ..engine import Op, apply, modes, wrap
 from ..errors import OpIndexError, OpTypeError
+from ..kernels.half import is_half
 
 quiet = np.errstate(all="ignore")  # decorates forward: log(0) is -inf and 0/0 nan without a warning, as in PyTorch
 
@@ -30,6 +31,34 @@ def cast(tensor, dtype):
     if not (dtypes.is_floating(dtype) and dtypes.is_floating(tensor.array.dtype)):
         return wrap(tensor.array.astype(dtype), tensor.device)
     return apply(Cast, tensor, dtype=dtype)
+
+
+def autocast_dtype(tensor):
+    """The 16-bit dtype in which products with `tensor` are to be computed here, or None."""
+    return modes.autocast.get(tensor.device.type) if modes.autocast else None
+
+
+def to_half(tensors):
+    """Operands of a product under autocast: those of 16 or 32 bits in the context's dtype."""
+    dtype = autocast_dtype(tensors[0])
+    if dtype is None or any(t.array.dtype.kind in "iub" for t in tensors):
+        return tensors
+    return [t if t.array.dtype == dtypes.float64 else cast(t, dtype) for t in tensors]
+
+
+def to_single(*tensors):
+    """What a loss is computed from under autocast: 16 bits become 32."""
+    if not modes.autocast:
+        return tensors
+    return [cast(t, dtypes.float32) if is_half(t.array.dtype) else t for t in tensors]
+
+
+def half_copy(tensor, dtype):
+    """The tensor's array in 16 bits, made once and kept until its values change."""
+    kept, writes = tensor._half, tensor.version()[0]
+    if kept is None or kept[0] is not tensor.array or kept[1] != writes or kept[2].dtype != dtype:
+        tensor._half = kept = (tensor.array, writes, tensor.array.astype(dtype))
+    return kept[2]
 
 
 def is_tensor(value):

@@ -4,10 +4,10 @@ import string
 
 import numpy as np
 
-from ..engine import Op, apply, wrap
+from ..engine import Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
 from ..kernels import routines
-from .common import dim_index, is_tensor
+from .common import dim_index, is_tensor, to_half
 
 
 class MatMul(Op):
@@ -23,7 +23,7 @@ class MatMul(Op):
             ctx.rows = a.ndim > 2 and b.ndim == 2
         if a.shape[-1] != b.shape[-2]:
             raise ValueError("inner dimensions differ")
-        matmul = routines(ctx.device).matmul
+        matmul = routines(ctx.device, a.dtype).matmul
         if a.ndim > 2 and b.ndim == 2 and a.size and a.flags.c_contiguous:  # one product, not a loop
             return matmul(ctx.xp, a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
         return matmul(ctx.xp, a, b)
@@ -99,17 +99,8 @@ class LinearAlgebraMethods:
         leading dimensions broadcast."""
         if not is_tensor(other):
             raise OpTypeError(f"matmul: expected a Tensor, got {type(other).__name__}")
-        a, b = self, other
-        _same_dtype("matmul", a, b)
-        if a.array.ndim == 0 or b.array.ndim == 0:
-            raise OpError("matmul: 0-d tensors have no matrix product; use *")
-        if a.array.ndim > 1 and b.array.ndim > 1:
-            return apply(MatMul, a, b)
-        left, right = a.array.ndim == 1, b.array.ndim == 1
-        product = apply(MatMul, a.unsqueeze(0) if left else a, b.unsqueeze(1) if right else b)
-        if left:
-            product = product.squeeze(-2)
-        return product.squeeze(-1) if right else product
+        a, b = to_half((self, other)) if modes.autocast else (self, other)
+        return _product(a, b)
 
     __matmul__ = matmul
 
@@ -133,13 +124,13 @@ class LinearAlgebraMethods:
         """Matrix (n, m) times vector (m)."""
         ok = self.array.ndim == 2 and vec.array.ndim == 1 and self.array.shape[1] == vec.array.shape[0]
         _require("mv", ok, self, vec, what="needs a matrix (n, m) and a vector (m)")
-        return self.matmul(vec)
+        return _product(self, vec)
 
     def dot(self, other):
         """Dot product of two vectors of equal length."""
         ok = self.array.ndim == other.array.ndim == 1 and self.array.shape == other.array.shape
         _require("dot", ok, self, other, what="needs two 1-D tensors of equal length")
-        return self.matmul(other)
+        return _product(self, other)
 
     def addmm(self, mat1, mat2, *, beta=1, alpha=1):
         """beta * self + alpha * mat1 @ mat2."""
@@ -194,7 +185,22 @@ class LinearAlgebraMethods:
         return self.diagonal().sum()
 
 
+def _product(a, b):
+    _same_dtype("matmul", a, b)
+    if a.array.ndim == 0 or b.array.ndim == 0:
+        raise OpError("matmul: 0-d tensors have no matrix product; use *")
+    if a.array.ndim > 1 and b.array.ndim > 1:
+        return apply(MatMul, a, b)
+    left, right = a.array.ndim == 1, b.array.ndim == 1
+    product = apply(MatMul, a.unsqueeze(0) if left else a, b.unsqueeze(1) if right else b)
+    if left:
+        product = product.squeeze(-2)
+    return product.squeeze(-1) if right else product
+
+
 def _scaled_sum(name, base, product, beta, alpha):
+    if modes.autocast:
+        base, product = to_half((base, product))
     _same_dtype(name, base, product)
     try:
         np.broadcast_to(np.empty(base.array.shape, bool), product.array.shape)

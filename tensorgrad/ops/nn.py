@@ -9,6 +9,11 @@ from . import composed
 from .common import cast, dim_index, is_tensor, take_saved
 
 
+def best(ctx, x):
+    """The best module of routines for the array `x` on this operation's device."""
+    return routines(ctx.device, x.dtype)
+
+
 class Alias(Op):
     """x itself, as a node of its own."""
 
@@ -48,24 +53,33 @@ class Fused(Op):
 
 
 class Linear(Fused):
-    """x (..., in) @ weight (out, in)^T + bias."""
+    """x (..., in) @ weight (out, in)^T + bias. `half`: the weight as 16-bit array, where x has 16 bits and weight and
+    bias more; their gradients keep the width."""
 
-    def forward(ctx, x, weight, bias=None):
+    def forward(ctx, x, weight, bias=None, half=None):
+        ctx.half = half
         ctx.save(*((x, weight) if bias is None else (x, weight, bias)))
         if weight.ndim != 2 or x.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
             raise ValueError("x must end in the weight's second size, the bias have its first")
-        y = routines(ctx.device).linear(ctx.xp, x.reshape(-1, x.shape[-1]), weight, bias)
+        y = best(ctx, x).linear(
+            ctx.xp, x.reshape(-1, x.shape[-1]), weight if half is None else half, bias
+        )
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     def define(ctx, *inputs):
-        return composed.linear(*inputs)
+        return composed.linear(*(t.to(inputs[0].dtype) for t in inputs))
 
     def gradient(ctx, saved, g):
         x, weight = saved[:2]
         rows = x.reshape(-1, weight.shape[1])
         into = ctx.direct(1)
-        dx, dw, db = routines(ctx.device).linear_backward(
-            ctx.xp, rows, weight, g.reshape(-1, weight.shape[0]), ctx.needs, into
+        dx, dw, db = best(ctx, x).linear_backward(
+            ctx.xp,
+            rows,
+            weight if ctx.half is None else ctx.half,
+            g.reshape(-1, weight.shape[0]),
+            ctx.needs,
+            into,
         )
         return (None if dx is None else dx.reshape(x.shape), dw, db)[: len(ctx.parents)]
 
@@ -73,7 +87,7 @@ class Linear(Fused):
 class Gelu(Fused):
     def forward(ctx, x, approximate):
         ctx.approximate = approximate
-        y = routines(ctx.device).gelu(ctx.xp, x, approximate)
+        y = best(ctx, x).gelu(ctx.xp, x, approximate)
         ctx.save(x, y)
         return y
 
@@ -81,19 +95,19 @@ class Gelu(Fused):
         return composed.gelu(x, ctx.approximate)
 
     def gradient(ctx, saved, g):
-        return [routines(ctx.device).gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
+        return [best(ctx, g).gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
 
 
 class Silu(Fused):
     def forward(ctx, x):
         ctx.save(x)
-        return routines(ctx.device).silu(ctx.xp, x)
+        return best(ctx, x).silu(ctx.xp, x)
 
     def define(ctx, x):
         return composed.silu(x)
 
     def gradient(ctx, saved, g):
-        return [routines(ctx.device).silu_backward(ctx.xp, *saved, g)]
+        return [best(ctx, g).silu_backward(ctx.xp, *saved, g)]
 
 
 class Relu(Op):
@@ -110,28 +124,28 @@ class Relu(Op):
 class Softmax(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        y = routines(ctx.device).softmax(ctx.xp, x, dim)
+        y = best(ctx, x).softmax(ctx.xp, x, dim)
         ctx.save(y)
         return y
 
     def backward(ctx, g):
         (y,) = ctx.saved
         if not modes.grad:
-            return wrap(routines(ctx.device).softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+            return wrap(best(ctx, g.array).softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return y * (g - (g * y).sum(ctx.dim, keepdim=True))
 
 
 class LogSoftmax(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        y = routines(ctx.device).log_softmax(ctx.xp, x, dim)
+        y = best(ctx, x).log_softmax(ctx.xp, x, dim)
         ctx.save(y)
         return y
 
     def backward(ctx, g):
         (y,) = ctx.saved
         if not modes.grad:
-            return wrap(routines(ctx.device).log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
+            return wrap(best(ctx, g.array).log_softmax_backward(ctx.xp, y.array, g.array, ctx.dim), ctx.device)
         return g - y.exp() * g.sum(ctx.dim, keepdim=True)
 
 
@@ -142,7 +156,7 @@ class LayerNorm(Fused):
         ctx.eps = eps
         weight, bias = (*affine, None, None)[:2]
         rows = x.reshape(-1, x.shape[-1])
-        y, mean, rstd = routines(ctx.device).layer_norm(ctx.xp, rows, weight, bias, eps)
+        y, mean, rstd = best(ctx, x).layer_norm(ctx.xp, rows, weight, bias, eps)
         ctx.save(x, *affine, mean, rstd)
         return y.reshape(x.shape)
 
@@ -153,7 +167,7 @@ class LayerNorm(Fused):
         x, *affine, mean, rstd = saved
         rows, grows = x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1])
         weight = affine[0] if affine else None
-        dx, dw, db = routines(ctx.device).layer_norm_backward(ctx.xp, rows, weight, mean, rstd, grows, bool(affine))
+        dx, dw, db = best(ctx, x).layer_norm_backward(ctx.xp, rows, weight, mean, rstd, grows, bool(affine))
         return (dx.reshape(x.shape), dw, db)[: 1 + len(affine)]
 
 
@@ -165,7 +179,7 @@ class RMSNorm(Fused):
     def forward(ctx, x, *affine, eps):
         ctx.eps = eps
         rows = x.reshape(-1, x.shape[-1])
-        y, rstd = routines(ctx.device).rms_norm(ctx.xp, rows, affine[0] if affine else None, eps)
+        y, rstd = best(ctx, x).rms_norm(ctx.xp, rows, affine[0] if affine else None, eps)
         ctx.save(x, *affine, rstd)
         return y.reshape(x.shape)
 
@@ -176,7 +190,7 @@ class RMSNorm(Fused):
         x, *affine, rstd = saved
         rows, grows = x.reshape(-1, x.shape[-1]), g.reshape(-1, x.shape[-1])
         weight = affine[0] if affine else None
-        dx, dw = routines(ctx.device).rms_norm_backward(ctx.xp, rows, weight, rstd, grows, bool(affine))
+        dx, dw = best(ctx, x).rms_norm_backward(ctx.xp, rows, weight, rstd, grows, bool(affine))
         return (dx.reshape(x.shape), dw)[: 1 + len(affine)]
 
 
@@ -187,7 +201,7 @@ class CrossEntropy(Fused):
         ctx.ignore_index = ignore_index
         classes = logits.shape[1]
         ctx.device.check_range("cross_entropy: target", target, classes, f"{classes} classes", ignore_index)
-        loss, lse, counted = routines(ctx.device).cross_entropy(ctx.xp, logits, target, ignore_index)
+        loss, lse, counted = best(ctx, logits).cross_entropy(ctx.xp, logits, target, ignore_index)
         ctx.save(logits, target, lse, counted)
         return loss
 
@@ -200,7 +214,7 @@ class CrossEntropy(Fused):
         others = [saved.array for saved in ctx.saved[1:]]
         out = take_saved(ctx, 0)  # the gradient takes the logits' place, where nobody else can see them
         logits = ctx._saved[0][0] if out is None else out
-        dx = routines(ctx.device).cross_entropy_backward(ctx.xp, logits, *others, g.array, out)
+        dx = best(ctx, logits).cross_entropy_backward(ctx.xp, logits, *others, g.array, out)
         return wrap(dx, ctx.device), None
 
 
@@ -222,7 +236,7 @@ class Embedding(Fused):
                 rows = rows.masked_fill(ids.reshape(-1, 1) == ctx.padding, 0.0)
             return g.new_zeros(ctx.rows, width).index_add(0, ids.reshape(-1), rows), None
         into = ctx.direct(0) if ctx.padding is None else None
-        grad = routines(ctx.device).embedding_backward(
+        grad = best(ctx, g.array).embedding_backward(
             ctx.device, ids.array.reshape(-1), g.array.reshape(-1, width), ctx.rows, into
         )
         if ctx.padding is not None:
@@ -237,7 +251,7 @@ class Dropout(Op):
 
     def forward(ctx, x, p, identity):
         ctx.p, ctx.identity = p, identity
-        return routines(ctx.device).dropout(ctx.device, x, p, identity)
+        return best(ctx, x).dropout(ctx.device, x, p, identity)
 
     def backward(ctx, g):
         return apply(Dropout, g, p=ctx.p, identity=ctx.identity)
@@ -249,7 +263,7 @@ class Attention(Fused):
     def forward(ctx, q, k, v, *mask, causal, scale, p, identity):
         ctx.options = (causal, scale, p, identity)
         ctx.scores_shape = (*q.shape[:-1], k.shape[-2])
-        out, kept = routines(ctx.device).attention(ctx.device, q, k, v, mask[0] if mask else None, *ctx.options)
+        out, kept = best(ctx, q).attention(ctx.device, q, k, v, mask[0] if mask else None, *ctx.options)
         ctx.save(q, k, v, *mask, *kept)
         return out
 
@@ -264,7 +278,7 @@ class Attention(Fused):
     def gradient(ctx, saved, g):
         q, k, v, *rest = saved
         mask = len(ctx.parents) - 3
-        grads = routines(ctx.device).attention_backward(ctx.device, q, k, v, rest[mask:], *ctx.options, g)
+        grads = best(ctx, q).attention_backward(ctx.device, q, k, v, rest[mask:], *ctx.options, g)
         return *grads, *(None for _ in range(mask))
 
 

@@ -7,13 +7,16 @@ import numpy as np
 from .. import dtypes
 from ..engine import Op, apply, wrap
 from ..errors import OpError, OpIndexError, OpTypeError
-from .common import cast, dim_index, dim_tuple, is_tensor, scalar, to_float
+from ..kernels.half import is_half
+from .common import cast, dim_index, dim_tuple, is_tensor, scalar, to_float, to_single
 from .results import MinMax, result_pair
 
 
 class Sum(Op):
     def forward(ctx, x, dims, keepdim):
         ctx.shape, ctx.dims = x.shape, dims
+        if is_half(x.dtype):
+            return x.sum(axis=dims, keepdims=keepdim, dtype=np.float32).astype(x.dtype)
         return x.sum(axis=dims, keepdims=keepdim, dtype=x.dtype)
 
     def backward(ctx, g):
@@ -157,7 +160,7 @@ class ReductionMethods:
 
     def prod(self, dim=None, keepdim=False, *, dtype=None):
         """Product over one dimension or all; integers multiply as int64."""
-        x = self
+        (x,) = to_single(self)
         if dtype is not None:
             x = cast(x, dtypes.as_dtype(dtype))
         elif x.array.dtype.kind in "iub":
