@@ -52,6 +52,21 @@ def tiny_model(tokenizer, block_size=96, adapters=(), seed=1, **changes):
     return model
 
 
+def writing_model(tokenizer, text):
+    """A model that goes on with `text` whatever it reads: what it says depends on the position alone."""
+    ids = tokenizer.encode(text)
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, block_size=len(ids), n_layer=1, n_head=1, n_embd=len(ids),
+                          tie_weights=False)).eval()
+    with tg.no_grad():
+        for name, p in model.named_parameters():
+            if "c_proj" in name or "wte" in name or "lm_head" in name:
+                p.zero_()
+        model.transformer.wpe.weight.copy_(tg.eye(len(ids)))
+        for position, token in enumerate(ids[1:]):
+            model.lm_head.weight[token, position] = 10.0
+    return model
+
+
 def tiny_engine(tokenizer=None, model=None, adapters=(), **settings):
     """An Engine, not started."""
     from gpt.serving.config import ServeConfig

@@ -70,12 +70,18 @@ def complete(config):
 
 def listen(host, port):
     """A listening socket. Raises UserError for an address that is taken or not ours."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-                                    backlog=256)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"cannot listen on {host} port {port}: {reason}; choose another --host or --port") from None
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio switches Nagle's algorithm off
+    try:                                               # only where the protocol is named, and tokens would come late
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose another --host or "
+                        "--port") from None
+    return listener
 
 
 def open_engine(config, load=load_with_tokenizer):
