@@ -9,6 +9,7 @@ import numpy as np
 
 from . import reference, threaded
 from .compiled_math import F32, HALF, INV_SQRT_2PI, ONE, TWO, exp, hash32, logistic, njit_fast, normal_tail
+from .memory import empty_like
 from .pool import pool
 from .reference import dropout_key
 from .threaded import *  # noqa: F403
@@ -89,21 +90,21 @@ def _flat(kernel, *arrays):
 def gelu(xp, x, approximate):
     if not usable(x):
         return threaded.gelu(xp, x, approximate)
-    return _flat(_gelu_tanh if approximate == "tanh" else _gelu, x, np.empty_like(x))
+    return _flat(_gelu_tanh if approximate == "tanh" else _gelu, x, empty_like(x))
 
 
 def gelu_backward(xp, x, y, g, approximate):
     if not usable(x, g):
         return threaded.gelu_backward(xp, x, y, g, approximate)
-    return _flat(_gelu_tanh_backward if approximate == "tanh" else _gelu_backward, x, g, np.empty_like(x))
+    return _flat(_gelu_tanh_backward if approximate == "tanh" else _gelu_backward, x, g, empty_like(x))
 
 
 def silu(xp, x):
-    return _flat(_silu, x, np.empty_like(x)) if usable(x) else threaded.silu(xp, x)
+    return _flat(_silu, x, empty_like(x)) if usable(x) else threaded.silu(xp, x)
 
 
 def silu_backward(xp, x, g):
-    return _flat(_silu_backward, x, g, np.empty_like(x)) if usable(x, g) else threaded.silu_backward(xp, x, g)
+    return _flat(_silu_backward, x, g, empty_like(x)) if usable(x, g) else threaded.silu_backward(xp, x, g)
 
 
 # ---- norms: x (n, width) ---------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def layer_norm(xp, x, weight, bias, eps):
     if not usable(x):
         return threaded.layer_norm(xp, x, weight, bias, eps)
     weight, bias = _affine(x, weight, bias)
-    y, mean, rstd = np.empty_like(x), np.empty((len(x), 1), F32), np.empty((len(x), 1), F32)
+    y, mean, rstd = empty_like(x), np.empty((len(x), 1), F32), np.empty((len(x), 1), F32)
     _rows(_layer_norm, x, weight, bias, F32(eps), y, mean, rstd)
     return y, mean, rstd
 
@@ -165,7 +166,7 @@ def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
     if not usable(x, g):
         return threaded.layer_norm_backward(xp, x, weight, mean, rstd, g, affine)
     weight, _ = _affine(x, weight, None)
-    dx = np.empty_like(x)
+    dx = empty_like(x)
     sums = _row_sums(_layer_norm_backward, 2, x, weight, mean, rstd, g, dx)
     return (dx, *sums) if affine else (dx, None, None)
 
@@ -213,7 +214,7 @@ def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight, parts):
 def rms_norm(xp, x, weight, eps):
     if not usable(x):
         return threaded.rms_norm(xp, x, weight, eps)
-    y, rstd = np.empty_like(x), np.empty((len(x), 1), F32)
+    y, rstd = empty_like(x), np.empty((len(x), 1), F32)
     _rows(_rms_norm, x, _affine(x, weight, None)[0], F32(eps), y, rstd)
     return y, rstd
 
@@ -221,7 +222,7 @@ def rms_norm(xp, x, weight, eps):
 def rms_norm_backward(xp, x, weight, rstd, g, affine):
     if not usable(x, g):
         return threaded.rms_norm_backward(xp, x, weight, rstd, g, affine)
-    dx = np.empty_like(x)
+    dx = empty_like(x)
     (dw,) = _row_sums(_rms_norm_backward, 1, x, _affine(x, weight, None)[0], rstd, g, dx)
     return dx, dw if affine else None
 
@@ -275,7 +276,7 @@ def _dropout(start, stop, x, y, multiplier, offset, threshold, scale):
 def dropout(device, x, p, identity):
     if not usable(x):
         return threaded.dropout(device, x, p, identity)
-    y = np.empty_like(x)
+    y = empty_like(x)
     multiplier, offset, threshold = dropout_key(p, identity)
     pool().split(
         _dropout,

@@ -15,6 +15,7 @@ from numba import carray, types
 
 from . import blas, threaded
 from .compiled_math import F32, ONE, exp, exp_shifted, hash32, njit_fast, pointer
+from .memory import empty
 from .pool import pool
 from .reference import dropout_key
 
@@ -288,8 +289,8 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
         return threaded.attention(device, q, k, v, mask, causal, scale, p, identity)
     shape, scale, drop, key, keep_scale = _options(q, k, v, scale, p, identity)
     batch, heads, rows = q.shape[:3]
-    out = np.empty((batch, rows, heads, v.shape[3]), F32).transpose(0, 2, 1, 3)  # heads side by side in memory
-    lse = np.empty((batch, heads, rows, 2), F32)
+    out = empty((batch, rows, heads, v.shape[3]), F32).transpose(0, 2, 1, 3)  # heads side by side in memory
+    lse = empty((batch, heads, rows, 2), F32)
     pool().split(
         _forward,
         batch * k.shape[1],
@@ -342,8 +343,8 @@ def gradients_like(q, k, v):
         and k.ctypes.data - q.ctypes.data == 4 * heads * d
         and v.ctypes.data - k.ctypes.data == 4 * groups * d
     ):
-        packed = np.empty((batch, rows, heads + 2 * groups, d), F32).transpose(0, 2, 1, 3)
+        packed = empty((batch, rows, heads + 2 * groups, d), F32).transpose(0, 2, 1, 3)
         return packed[:, :heads], packed[:, heads : heads + groups], packed[:, heads + groups :]
     return tuple(
-        np.empty((*a.shape[:1], a.shape[2], a.shape[1], a.shape[3]), F32).transpose(0, 2, 1, 3) for a in (q, k, v)
+        empty((*a.shape[:1], a.shape[2], a.shape[1], a.shape[3]), F32).transpose(0, 2, 1, 3) for a in (q, k, v)
     )

@@ -7,6 +7,7 @@ from numba import carray
 from . import threaded_block as threaded
 from .compiled import _flat, usable
 from .compiled_math import F32, ONE, TWO, exp, logistic, njit_exact, njit_fast, pointer
+from .memory import empty, empty_like
 from .pool import pool
 
 __all__ = ["relu2", "relu2_backward", "rotary", "swiglu", "swiglu_backward"]
@@ -57,7 +58,7 @@ def _grain(width):
 def swiglu(xp, gate, value):
     if not gate.size or not _rows_of(gate, value):
         return threaded.swiglu(xp, gate, value)
-    y = np.empty(gate.shape, np.float32)
+    y = empty(gate.shape, np.float32)
     rows, width = gate.shape
     pool().split(_swiglu, rows, width, *_places(gate, value), y.ctypes.data, grain=_grain(width))
     return y
@@ -87,11 +88,11 @@ def _relu2_backward(start, stop, x, g, dx):
 
 
 def relu2(xp, x):
-    return _flat(_relu2, x, np.empty_like(x)) if usable(x) else threaded.relu2(xp, x)
+    return _flat(_relu2, x, empty_like(x)) if usable(x) else threaded.relu2(xp, x)
 
 
 def relu2_backward(xp, x, g):
-    return _flat(_relu2_backward, x, g, np.empty_like(x)) if usable(x, g) else threaded.relu2_backward(xp, x, g)
+    return _flat(_relu2_backward, x, g, empty_like(x)) if usable(x, g) else threaded.relu2_backward(xp, x, g)
 
 
 # ---- rotary positions ------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def rotary(xp, x, cos, sin, adjoint):
         table_steps = (cos.strides[0], cos.strides[2])
     else:
         return threaded.rotary(xp, x, cos, sin, adjoint)
-    y = np.empty((batch, rows, heads, width), np.float32).transpose(0, 2, 1, 3)  # heads side by side in memory
+    y = empty((batch, rows, heads, width), np.float32).transpose(0, 2, 1, 3)  # heads side by side in memory
     addresses = [a.ctypes.data for a in (x, y, cos, sin)]
     pool().split(
         _rotary,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from . import bfloat16, blas
+from .memory import empty
 from .pool import pool
 
 GRAIN = 1 << 21  # multiply-adds below which a second thread costs more than it saves
@@ -20,7 +21,7 @@ def gemm(a, b, out, accumulate=False):
 def product(a, b, out=None, accumulate=False):
     """a (n, k) @ b (k, m) -> (n, m), into `out` where given, added to it with `accumulate`."""
     if out is None:
-        out = np.empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+        out = empty((a.shape[0], b.shape[1]), np.result_type(a, b))
     if bfloat16.rounds(a, b):
         a, b = bfloat16.rounded(a), bfloat16.rounded(b)
     run(split_product(a, b, out, accumulate))
@@ -73,7 +74,7 @@ def batched(a, b):
     if a.ndim == b.ndim == 2:
         return product(a, b)
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    out = np.empty((*lead, a.shape[-2], b.shape[-1]), np.result_type(a, b))
+    out = empty((*lead, a.shape[-2], b.shape[-1]), np.result_type(a, b))
     if not lead or out.size * a.shape[-1] < 2 * GRAIN or lead[0] < 2 or math.prod(lead) < 2:
         return np.matmul(a, b, out=out)
 

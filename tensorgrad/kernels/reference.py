@@ -297,8 +297,9 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     if mask is not None:
         mask = mask.reshape(scores.shape)
         scores = xp.where(mask, scores, -xp.inf).astype(q.dtype) if mask.dtype == bool else scores + mask
-    top = scores.max(axis=-1, keepdims=True)
-    scores -= xp.where(xp.isfinite(top), top, 0).astype(scores.dtype, copy=False)
+    if scores.shape[-1]:  # a maximum of nothing is an error, and CuPy takes no `initial`
+        top = scores.max(axis=-1, keepdims=True)
+        scores -= xp.where(xp.isfinite(top), top, 0).astype(scores.dtype, copy=False)
     xp.exp(scores, out=scores)
     total = scores.sum(axis=-1, keepdims=True)
     scores /= xp.where(total == 0, 1, total)

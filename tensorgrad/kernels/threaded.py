@@ -8,6 +8,7 @@ from . import bfloat16, reference
 from .blocks import BLOCK
 from .blocks import by_rows as _by_rows
 from .blocks import spread as _flat
+from .memory import empty, empty_like
 from .pool import pool
 from .products import batched, product, run, run_pair, split_product
 from .reference import *  # noqa: F403
@@ -26,8 +27,8 @@ def linear(xp, x, weight, bias):
 
 def linear_backward(xp, x, weight, g, needs, into=None):
     """Gradients (dx, dweight, dbias) of linear, those that `needs` asks for. The two products run side by side."""
-    dx = np.empty(x.shape, x.dtype) if needs[0] else None
-    dw, add = (np.empty(weight.shape, weight.dtype) if needs[1] else None, False) if into is None else into
+    dx = empty(x.shape, x.dtype) if needs[0] else None
+    dw, add = (empty(weight.shape, weight.dtype) if needs[1] else None, False) if into is None else into
     db = reference.column_sum(np, g) if len(needs) > 2 and needs[2] else None
     if bfloat16.rounds(g, weight) and bfloat16.rounds(g.T, x):
         g = bfloat16.rounded(g)
@@ -51,19 +52,19 @@ def matmul(xp, a, b):
 
 
 def gelu(xp, x, approximate):
-    return _flat(lambda v: reference._gelu(np, v, approximate), np.empty(x.shape, x.dtype), x)
+    return _flat(lambda v: reference._gelu(np, v, approximate), empty(x.shape, x.dtype), x)
 
 
 def gelu_backward(xp, x, y, g, approximate):
-    return _flat(lambda *a: reference._gelu_backward(np, *a, approximate), np.empty(x.shape, x.dtype), x, y, g)
+    return _flat(lambda *a: reference._gelu_backward(np, *a, approximate), empty(x.shape, x.dtype), x, y, g)
 
 
 def silu(xp, x):
-    return _flat(lambda v: v * reference.sigmoid(np, v), np.empty(x.shape, x.dtype), x)
+    return _flat(lambda v: v * reference.sigmoid(np, v), empty(x.shape, x.dtype), x)
 
 
 def silu_backward(xp, x, g):
-    return _flat(lambda x, g: reference._silu_backward(np, x, g), np.empty(x.shape, x.dtype), x, g)
+    return _flat(lambda x, g: reference._silu_backward(np, x, g), empty(x.shape, x.dtype), x, g)
 
 
 # ---- softmax, norms, loss: rows are independent ----------------------------------------------------------------------
@@ -95,7 +96,7 @@ def log_softmax_backward(xp, y, g, dim):
 
 def _along_rows(function, *arrays):
     """function(*arrays) of the arrays' rows along the last dimension, in blocks."""
-    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    out = empty(arrays[0].shape, arrays[0].dtype)
     flat, target = [a.reshape(-1, a.shape[-1]) for a in arrays], out.reshape(-1, out.shape[-1])
 
     def block(i, j):
@@ -106,7 +107,7 @@ def _along_rows(function, *arrays):
 
 
 def layer_norm(xp, x, weight, bias, eps):
-    y, mean, rstd = np.empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype), np.empty((len(x), 1), x.dtype)
+    y, mean, rstd = empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype), np.empty((len(x), 1), x.dtype)
 
     def block(i, j):
         y[i:j], mean[i:j], rstd[i:j] = reference.layer_norm(np, x[i:j], weight, bias, eps)
@@ -116,7 +117,7 @@ def layer_norm(xp, x, weight, bias, eps):
 
 
 def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
-    dx, sums = np.empty(x.shape, x.dtype), []
+    dx, sums = empty(x.shape, x.dtype), []
 
     def block(i, j):
         dx[i:j], gw, gb = reference.layer_norm_backward(np, x[i:j], weight, mean[i:j], rstd[i:j], g[i:j], affine)
@@ -130,7 +131,7 @@ def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
 
 
 def rms_norm(xp, x, weight, eps):
-    y, rstd = np.empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype)
+    y, rstd = empty(x.shape, x.dtype), np.empty((len(x), 1), x.dtype)
 
     def block(i, j):
         y[i:j], rstd[i:j] = reference.rms_norm(np, x[i:j], weight, eps)
@@ -140,7 +141,7 @@ def rms_norm(xp, x, weight, eps):
 
 
 def rms_norm_backward(xp, x, weight, rstd, g, affine):
-    dx, sums = np.empty(x.shape, x.dtype), []
+    dx, sums = empty(x.shape, x.dtype), []
 
     def block(i, j):
         dx[i:j], gw = reference.rms_norm_backward(np, x[i:j], weight, rstd[i:j], g[i:j], affine)
@@ -163,7 +164,7 @@ def cross_entropy(xp, logits, target, ignore_index):
 
 
 def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
-    dx = np.empty(logits.shape, logits.dtype) if out is None else out
+    dx = empty(logits.shape, logits.dtype) if out is None else out
 
     def block(i, j):
         part = (a[i:j] for a in (logits, target, lse, counted, g, dx))
@@ -179,7 +180,7 @@ def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
 def dropout(device, x, p, identity):
     if x.size <= BLOCK // 4 or not x.flags.c_contiguous:
         return reference.dropout(device, x, p, identity)
-    y, flat, scale = np.empty_like(x), x.reshape(-1), x.dtype.type(1 / (1 - p))
+    y, flat, scale = empty_like(x), x.reshape(-1), x.dtype.type(1 / (1 - p))
     out = y.reshape(-1)
 
     def part(start, stop):
@@ -204,8 +205,8 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     (batch, heads, rows, _), columns = q.shape, k.shape[2]
     if mask is not None or identity is not None or not causal or rows != columns or not q.size:
         return reference.attention(device, q, k, v, mask, causal, scale, p, identity)
-    probabilities = np.empty((batch, heads, rows, columns), q.dtype)
-    out = np.empty((batch, rows, heads, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # heads side by side in memory
+    probabilities = empty((batch, heads, rows, columns), q.dtype)
+    out = empty((batch, rows, heads, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # heads side by side in memory
     share = heads // k.shape[1]
 
     def by_head(start, stop):
@@ -259,7 +260,7 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
         return reference.attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
     probabilities = probabilities[:, :, 0]
     dq, dk, dv = (
-        np.empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype).transpose(0, 2, 1, 3) for x in (q, k, v)
+        empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype).transpose(0, 2, 1, 3) for x in (q, k, v)
     )
 
     def part(start, stop):
@@ -301,7 +302,7 @@ def scale(xp, x, factor):
 def add(a, b, out=None):
     if a.size < BLOCK or a.shape != b.shape or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return reference.add(a, b, out)
-    out = np.empty(a.shape, np.result_type(a, b)) if out is None else out
+    out = empty(a.shape, np.result_type(a, b)) if out is None else out
     x, y, z = a.reshape(-1), b.reshape(-1), out.reshape(-1)
     pool().split(lambda i, j: np.add(x[i:j], y[i:j], out=z[i:j]), x.size, grain=BLOCK // 2, align=16)
     return out

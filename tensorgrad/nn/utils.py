@@ -34,7 +34,8 @@ def merged(arrays):
     runs = []
     for array in arrays:
         base = array.base
-        if not isinstance(array, np.ndarray) or base is None or base.ndim != 1 or not array.flags.c_contiguous:
+        joins = isinstance(base, np.ndarray) and base.ndim == 1 and base.dtype == array.dtype
+        if not joins or not array.flags.c_contiguous:
             runs.append([None, 0, 0, array])
             continue
         start = (array.ctypes.data - base.ctypes.data) // array.itemsize

@@ -10,6 +10,7 @@ from .. import dtypes
 from ..engine import Op, apply, modes, wrap
 from ..errors import OpIndexError, OpTypeError
 from ..kernels.half import is_half
+from ..kernels.memory import owns
 
 quiet = np.errstate(all="ignore")  # decorates forward: log(0) is -inf and 0/0 nan without a warning, as in PyTorch
 
@@ -168,8 +169,8 @@ def take_saved(ctx, i):
     None. Once it is taken, a second backward fails as after a complete one, even where this one is interrupted."""
     entries = ctx._saved
     array = entries[i][0]
-    memory = array if array.base is None else array.base
-    if ctx.retain or not isinstance(memory, np.ndarray) or not memory.flags.owndata or not array.flags.writeable:
+    memory = array if owns(array) else array.base
+    if ctx.retain or not isinstance(memory, np.ndarray) or not owns(memory) or not array.flags.writeable:
         return None
     viewed = array is not memory
     del array, memory
