@@ -51,8 +51,8 @@ def test_memory_is_not_given_away_while_any_view_lives(blocks):
             other[...] = 1
         untouched = bool((np.asarray(views[-1]) == 7).all())  # within `assert` pytest would keep the array alive
         assert untouched
-        views.pop()
         del other, others
+        views.pop()
     assert blocks.in_use == 0
 
 
