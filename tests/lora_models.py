@@ -71,8 +71,11 @@ def hf_logits(model):
 
 
 def fill(model, name="default"):
-    """Give an adapter of ours a B that is not zero."""
+    """Give an adapter of ours factors that are not zero, and lengths that are not the weights'."""
     from gpt.model.lora import parts
 
     for part in parts(model, name):
-        tg.nn.init.normal_(part.lora_B, std=0.3)
+        tg.nn.init.normal_(part.lora_embedding_A if part.target.is_embedding else part.lora_B, std=0.3)
+        if part.lora_magnitude_vector is not None:
+            with tg.no_grad():
+                part.lora_magnitude_vector.mul_(tg.rand_like(part.lora_magnitude_vector) + 0.5)

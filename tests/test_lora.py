@@ -31,6 +31,7 @@ KINDS = {"gpt2": {"bias": True}, "llama": {"n_kv_head": 2, "position": "rotary",
 EVERY = [("gpt2", ["c_attn"]), ("gpt2", ["q_proj", "v_proj"]), ("gpt2", ["k_proj", "attn.c_proj"]),
          ("gpt2", "all-linear"), ("gpt2", ["lm_head"]), ("llama", ["q_proj", "k_proj", "v_proj"]),
          ("llama", ["gate_proj", "down_proj"]), ("llama", ["up_proj", "c_attn"]),
+         ("gpt2", ["wte", "wpe"]), ("llama", ["embed_tokens", "o_proj"]),
          ("llama", r"model\.layers\.0\.self_attn\.[qo]_proj")]
 
 

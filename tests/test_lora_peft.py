@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from lora_models import fill, hf_logits, hf_model, logits, our_model
+from lora_models import fill, hf_logits, hf_model, ids, logits, our_model
 
 import tensorgrad as tg
 from gpt.errors import UserError
@@ -18,34 +18,42 @@ torch = pytest.importorskip("torch", reason="the oracle torch is not installed")
 TOLERANCE = {"rtol": 0, "atol": 2e-5}  # float32 logits of size 1 to 10, two implementations
 TARGETS = {
     "gpt2": [["c_attn"], ["q_proj", "v_proj"], ["q_proj", "v_proj", "attn.c_proj"], ["c_proj", "c_fc"], ["k_proj"],
-             "all-linear", ["lm_head"], r"transformer\.h\.1\..*c_(attn|fc)"],
+             "all-linear", ["lm_head"], ["wte", "wpe", "c_attn"], r"transformer\.h\.1\..*c_(attn|fc)"],
     "llama": [["q_proj", "v_proj"], ["c_attn", "down_proj"], ["c_attn", "c_fc", "c_proj"], ["gate_proj", "o_proj"],
-              "all-linear", r"model\.layers\.1\..*(q|down)_proj"],
+              "all-linear", ["embed_tokens", "q_proj"], r"model\.layers\.1\..*(q|down)_proj"],
 }
 OURS = [(kind, targets) for kind, several in TARGETS.items() for targets in several]
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
 @pytest.mark.parametrize("kind, targets", OURS)
-def test_peft_loads_ours(tmp_path, kind, targets, rslora):
+def test_peft_loads_ours(tmp_path, kind, targets, variant):
+    if variant.get("use_dora") and {"wte", "embed_tokens"} & set(targets):
+        with pytest.raises(UserError, match="use_dora is for linear layers"):
+            inject(our_model(kind, hf_model(kind)), LoRAConfig(use_dora=True, target_modules=targets))
+        return
     theirs = hf_model(kind)
     ours = our_model(kind, theirs)
     before = logits(ours)
     np.testing.assert_allclose(before, hf_logits(theirs), **TOLERANCE)
-    inject(ours, LoRAConfig(r=3, lora_alpha=7, use_rslora=rslora, target_modules=targets))
+    inject(ours, LoRAConfig(r=3, lora_alpha=7, target_modules=targets, **variant))
     fill(ours)
     expected = logits(ours)
     assert np.abs(expected - before).max() > 0.1
     save_peft(ours, tmp_path, base="a/base")
     loaded = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
     np.testing.assert_allclose(hf_logits(loaded), expected, **TOLERANCE)
-    if targets != ["lm_head"]:  # merging into a tied head, PEFT changes the embedding as well, and warns
+    if not {"lm_head", "wte"} & set(targets):  # merging into a tied head, PEFT changes the embedding as well, and warns
         np.testing.assert_allclose(hf_logits(loaded.merge_and_unload()), expected, **TOLERANCE)
 
 
 THEIRS = [("gpt2", {"target_modules": ["c_attn"]}), ("gpt2", {"target_modules": ["attn.c_proj", "c_fc"]}),
           ("gpt2", {"target_modules": "all-linear"}), ("gpt2", {"target_modules": ["c_attn"],
                                                                 "layers_to_transform": [1]}),
+          ("gpt2", {"target_modules": ["wte", "wpe", "c_fc"]}),
+          ("llama", {"target_modules": ["embed_tokens", "v_proj"]}),
+          ("gpt2", {"target_modules": ["c_attn", "mlp.c_proj"], "use_dora": True}),
+          ("llama", {"target_modules": "all-linear", "use_dora": True}),
           ("llama", {"target_modules": ["q_proj", "v_proj"]}), ("llama", {"target_modules": "all-linear"}),
           ("llama", {"target_modules": r".*layers\.0.*(q|up)_proj"}),
           ("llama", {"target_modules": ["q_proj", "k_proj", "down_proj"],
@@ -61,8 +69,11 @@ def test_ours_loads_pefts(tmp_path, kind, options, rslora):
     config = peft.LoraConfig(r=3, lora_alpha=7, use_rslora=rslora, lora_dropout=0.1, task_type="CAUSAL_LM", **options)
     adapted = peft.get_peft_model(theirs, config).eval()
     for name, p in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(p, std=0.3)
+        if "magnitude" in name:
+            with torch.no_grad():
+                p.mul_(torch.rand_like(p) + 0.5)
     adapted.save_pretrained(str(tmp_path))
     load_peft(ours, tmp_path)
     expected = hf_logits(adapted)
@@ -122,6 +133,30 @@ def test_initial_values_are_pefts():
         assert abs(values.std() - bound / np.sqrt(3)) < 0.03 * bound
 
 
+@pytest.mark.parametrize("kind, targets, variant", [
+    ("llama", ["q_proj", "down_proj"], {}), ("llama", ["v_proj", "gate_proj"], {"use_dora": True}),
+    ("gpt2", ["c_attn", "wte"], {}), ("gpt2", ["c_attn", "mlp.c_proj"], {"use_dora": True})])
+def test_gradients_are_pefts(tmp_path, kind, targets, variant):
+    theirs = hf_model(kind)
+    ours = our_model(kind, theirs)
+    inject(ours, LoRAConfig(r=3, lora_alpha=7, target_modules=targets, **variant))
+    fill(ours)
+    save_peft(ours, tmp_path)
+    loaded = peft.PeftModel.from_pretrained(theirs, str(tmp_path), is_trainable=True).eval()
+    x = torch.tensor(ids())
+    torch.nn.functional.cross_entropy(loaded(x).logits.flatten(0, 1), x.flatten()).backward()
+    expected = {name.replace(".default", ""): p.grad.numpy() for name, p in loaded.named_parameters()
+                if p.grad is not None}
+    x = tg.tensor(ids())
+    ours(x, x)[1].backward()
+    for part in parts(ours):
+        module = "base_model.model." + (part.target.llama if kind == "llama" else part.target.name)
+        for key, tensor in part.tensors().items():
+            key = key + ".weight" if "magnitude" in key else key
+            np.testing.assert_allclose(tensor.grad.numpy(), expected.pop(f"{module}.{key}"), rtol=1e-4, atol=1e-5)
+    assert not expected
+
+
 PATTERNS = [
     {"target_modules": ["c_attn"]}, {"target_modules": ["attn.c_proj"]}, {"target_modules": ["c_proj"]},
     {"target_modules": ["proj"]}, {"target_modules": ["transformer.h.1.attn.c_attn"]}, {"target_modules": ["h.1.attn"]},
@@ -178,7 +213,8 @@ KEY = "base_model.model.transformer.h.1.attn.c_attn.lora_A.weight"
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"peft_type": "IA3"}, "peft_type is IA3"), ({"use_dora": True}, "use_dora"), ({"bias": "all"}, 'bias = "all"'),
+    ({"peft_type": "IA3"}, "peft_type is IA3"), ({"use_dora": True}, "no tensor .*c_attn.lora_magnitude_vector"),
+    ({"use_qalora": True}, "use_qalora"), ({"bias": "all"}, 'bias = "all"'),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"init_lora_weights": "pissa"}, "pissa"),
     ({"r": 4}, r"lora_A.weight has shape \(2, 32\), but r = 4"), ({"r": 0}, "rank"),
     ({"target_modules": ["c_attn", "c_fc"]}, "no tensors for transformer.h.0.mlp.c_fc"),
@@ -195,9 +231,10 @@ def test_configuration_that_does_not_fit(saved, options, words):
     (lambda w: w.pop(KEY), f"has no tensor {KEY}"),
     (lambda w: [w.pop(KEY), w.pop(KEY.replace("_A", "_B"))], "no tensors for transformer.h.1.attn.c_attn"),
     (lambda w: w.update({"x.weight": w[KEY]}), "unexpected tensor x.weight"),
-    (lambda w: w.update({KEY.replace("lora_A.weight", "lora_embedding_A"): w[KEY]}), "adapter of an embedding"),
+    (lambda w: w.update({KEY.replace("lora_A.weight", "lora_embedding_A"): w[KEY]}),
+     "unexpected tensor .*lora_embedding_A"),
     (lambda w: w.update({KEY.replace("c_attn.lora_A", f"q_attn.lora_{which}"): w[KEY] for which in "AB"}),
-     "transformer.h.1.attn.q_attn, which is no linear layer"),
+     "transformer.h.1.attn.q_attn, which is no layer"),
     (lambda w: w.update({KEY: w[KEY].t()}), r"has shape \(32, 2\)"),
 ])
 def test_tensors_that_do_not_fit(saved, change, words):

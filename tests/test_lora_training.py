@@ -75,6 +75,17 @@ def test_a_run_with_an_adapter_is_opened_on_its_base(base, tmp_path):
         load_run(tmp_path / "tuned")
 
 
+@pytest.mark.parametrize("changes, kept", [({"use_dora": True}, 6), ({"lora_targets": "wte,c_attn"}, 4)])
+def test_lengths_and_embeddings_learn_and_are_kept(base, tmp_path, changes, kept):
+    trainer, _ = run(tune(base, tmp_path / "tuned", max_iters=40, eval_interval=20, **changes))
+    losses = [r["val_loss"] for r in read_metrics(tmp_path / "tuned/metrics.jsonl") if "val_loss" in r]
+    assert losses[-1] < 0.9 * losses[0]
+    assert len(tg.load(tmp_path / "tuned/adapter.safetensors")) == kept
+    model = load_run(tmp_path / "tuned")[0]
+    state = adapter_state(trainer.model)
+    assert all((tensor.numpy() == state[name].numpy()).all() for name, tensor in adapter_state(model).items())
+
+
 def test_resuming_repeats_the_bits(base, tmp_path):
     whole, _ = run(tune(base, tmp_path / "whole", lora_dropout=0.2))
     run(tune(base, tmp_path / "parts", lora_dropout=0.2, max_iters=4, lr_decay_iters=12))

@@ -136,7 +136,7 @@ def test_convert_does_not_take_a_bool_for_a_number():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_our_configurations_are_valid(path):
-    config = TrainConfig(**read_toml(path, TrainConfig))
+    config = TrainConfig(**{"init_from": "what --init_from names"} | read_toml(path, TrainConfig))
     assert config.model_config(65).vocab_size in (65, 50304)
     assert path.read_text().startswith("# ")  # what it is, what it costs, what it reaches
 

@@ -4,7 +4,8 @@
     load_peft(model, "pirate", name="pirate")                    # what PEFT, or save_peft, wrote
 
 Tensors are called base_model.model.<module in Hugging Face>.lora_A.weight (r, in) and .lora_B.weight (out, r); GPT-2's
-transposed layers ("fan_in_fan_out") have them the same way. A model with swiglu has Llama's names, any other GPT-2's.
+transposed layers ("fan_in_fan_out") have them the same way. Embeddings have lora_embedding_A (r, V) and _B (C, r), DoRA
+adds lora_magnitude_vector (out,). A model with swiglu has Llama's names, any other GPT-2's.
 Where one product here computes several of Llama's projections, or blocks of one of GPT-2's layers have adapters of
 their own, the factors are split or stacked so that the sum is exactly the same.
 """
@@ -24,16 +25,17 @@ from ..training.callbacks import Callback
 from ..training.files import complete_or_nothing
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+_KEYS = (r"lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?|base_layer\.weight")
 
 # what changes the computation and is not done here, with the values that leave it alone
 _UNSUPPORTED = {
     "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"), "modules_to_save": (),
-    "use_dora": (), "use_qalora": (), "use_bdlora": (), "lora_bias": (), "layer_replication": (),
+    "use_qalora": (), "use_bdlora": (), "lora_bias": (), "layer_replication": (),
     "trainable_token_indices": (), "target_parameters": (), "alora_invocation_tokens": (), "megatron_config": (),
     "arrow_config": (), "kasa_config": (), "velora_config": (), "monteclora_config": (), "ensure_weight_tying": (),
 }
 _USED = {"r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform",
-         "layers_pattern", "use_rslora", "rank_pattern", "alpha_pattern"}
+         "layers_pattern", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
 _HARMLESS = {"peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping",
              "fan_in_fan_out", "peft_version", "megatron_core", "loftq_config", "eva_config", "corda_config",
              "lora_ga_config", "qalora_group_size", "runtime_config"}
@@ -49,9 +51,7 @@ def save_peft(model, folder, name=DEFAULT, base=None):
     layers = _as_peft(model, name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for module, (a, b, _) in layers.items():
-        tensors |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+    tensors = {f"{PREFIX}{module}.{key}": tensor for module, (own, _) in layers.items() for key, tensor in own.items()}
     tg.save(tensors, folder / WEIGHTS)
     with complete_or_nothing(folder / CONFIG, "the adapter's configuration") as new:
         content = _peft_config(model, adapter_configs(model)[name], layers, base)
@@ -59,7 +59,7 @@ def save_peft(model, folder, name=DEFAULT, base=None):
 
 
 def _as_peft(model, name):
-    """{module in Hugging Face: (A (r, in), B (out, r), scale)} of an adapter."""
+    """{module in Hugging Face: ({"lora_A.weight": A (r, in), "lora_B.weight": B (out, r), ...}, scale)}."""
     llama, layers = _is_llama(model), {}
     blocks = {}  # layer -> the Targets of its blocks
     for target in find_targets(model):
@@ -67,38 +67,45 @@ def _as_peft(model, name):
             blocks.setdefault(target.layer, []).append(target)
     stacks = {}
     for part in parts(model, name):
-        target, a, b = part.target, part.lora_A.detach(), part.lora_B.detach()
+        target, tensors = part.target, {key: tensor.detach() for key, tensor in part.tensors().items()}
         if llama and target.is_whole and target.llama is None:  # all rows of q, k and v: the same A, each its B
             for block in blocks[target.layer]:
-                layers[block.llama] = (a, b[block.rows[0]:block.rows[1]], part.base_scale)
+                layers[block.llama] = ({key: tensor if key == "lora_A.weight" else tensor[slice(*block.rows)]
+                                        for key, tensor in tensors.items()}, part.base_scale)
         elif llama or target.is_whole:
-            layers[target.llama if llama else target.name] = (a, b, part.base_scale)
+            layers[target.llama if llama else target.name] = (tensors, part.base_scale)
         else:
             stacks.setdefault(target.layer, []).append(part)
     for layer, stack in stacks.items():
-        layers[layer] = _stack(stack, model.get_submodule(layer).out_features)
+        layers[layer] = _stack(stack, model.get_submodule(layer))
     return layers
 
 
-def _stack(stack, out_features):
+def _stack(stack, layer):
     """Adapters of blocks of rows as one of the whole layer, whose rank is the sum of theirs: the As one under the
-    other, the Bs along a diagonal, each in its rows and in the columns of its A. (A, B, scale)."""
+    other, the Bs along a diagonal, each in its rows and in the columns of its A; with DoRA other rows keep their
+    length. ({name: tensor}, scale)."""
     scale = stack[0].base_scale
     a = tg.cat([part.lora_A.detach() for part in stack])                       # (sum of ranks, in)
-    b = tg.zeros(out_features, a.size(0), dtype=a.dtype, device=a.device)
+    b = tg.zeros(layer.out_features, a.size(0), dtype=a.dtype, device=a.device)
+    found = {"lora_A.weight": a, "lora_B.weight": b}
+    if stack[0].lora_magnitude_vector is not None:
+        found["lora_magnitude_vector"] = layer.base_weight.detach().to(a.dtype).norm(dim=1)        # (out,)
     column = 0
     for part in stack:
         (start, stop), r = part.target.rows, part.lora_A.size(0)
         b[start:stop, column:column + r] = part.lora_B.detach() * (part.base_scale / scale)
+        if part.lora_magnitude_vector is not None:
+            found["lora_magnitude_vector"][start:stop] = part.lora_magnitude_vector.detach()
         column += r
-    return a, b, scale
+    return found, scale
 
 
 def _peft_config(model, config, layers, base):
     """The content of adapter_config.json."""
-    ranks = {module: a.size(0) for module, (a, _, _) in layers.items()}
+    ranks = {module: next(iter(tensors.values())).size(0) for module, (tensors, _) in layers.items()}
     alphas = {module: _tidy(scale * (math.sqrt(ranks[module]) if config.use_rslora else ranks[module]))
-              for module, (_, _, scale) in layers.items()}
+              for module, (_, scale) in layers.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": None,
@@ -106,7 +113,7 @@ def _peft_config(model, config, layers, base):
         "target_modules": _shortest(layers, _modules(model)), "exclude_modules": None, "modules_to_save": None,
         "rank_pattern": {module: value for module, value in ranks.items() if value != r},
         "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
-        "use_rslora": config.use_rslora, "use_dora": False, "bias": "none", "init_lora_weights": True,
+        "use_rslora": config.use_rslora, "use_dora": config.use_dora, "bias": "none", "init_lora_weights": True,
         "fan_in_fan_out": not _is_llama(model), "layers_to_transform": None, "layers_pattern": None,
     }
 
@@ -161,7 +168,7 @@ def load_peft(model, folder, name=DEFAULT):
     factors = _by_module(tensors, path)
     for module in factors:
         if module not in modules:
-            raise UserError(f"{path} adapts {module}, which is no linear layer of this model (it has "
+            raise UserError(f"{path} adapts {module}, which is no layer of this model (it has "
                             f"{', '.join(_shortest(modules, modules))}); was it trained on another one?")
     expected = [module for module in modules if matches(config, module)]
     for module in [*expected, *factors]:
@@ -173,10 +180,10 @@ def load_peft(model, folder, name=DEFAULT):
                             "files do not belong together")
     targets = [target for module, target in modules.items() if module in factors]
     state = {}
-    for module, pair in factors.items():
+    for module, own in factors.items():
         target = modules[module]
-        _check(path, module, pair, config.for_target(target)[0], model.get_submodule(target.layer), target)
-        state |= {f"{target.name}.lora_{which}.weight": tensor for which, tensor in pair.items()}
+        _check(path, module, own, config, model.get_submodule(target.layer), target)
+        state |= {f"{target.name}.{key}": tensor for key, tensor in own.items()}
     report = inject(model, config, name, targets)
     load_adapter_state(model, state, name, source=str(path))
     return report
@@ -209,29 +216,37 @@ def _read_config(path):
 
 
 def _by_module(tensors, path):
-    """{module in Hugging Face: {"A": Tensor, "B": Tensor}}."""
+    """{module in Hugging Face: {"lora_A.weight": Tensor, ...}}."""
     factors = {}
     for key, tensor in tensors.items():
-        found = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
+        found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.({_KEYS})", key)
         if not found:
-            kinds = {"lora_embedding_": "an adapter of an embedding", "lora_magnitude_vector": "DoRA"}
-            what = next((f": {text} is not supported" for part, text in kinds.items() if part in key), "")
-            raise UserError(f"{path} has an unexpected tensor {key}{what}; expected are {PREFIX}<module>.lora_A.weight "
-                            "and .lora_B.weight")
-        factors.setdefault(found[1], {})[found[2]] = tensor
-    for module, pair in factors.items():
-        for which in "AB":
-            if which not in pair:
-                raise UserError(f"{path} has no tensor {PREFIX}{module}.lora_{which}.weight")
+            raise UserError(f"{path} has an unexpected tensor {key}; expected are {PREFIX}<module>.lora_A.weight and "
+                            ".lora_B.weight, and lora_embedding_A and _B of embeddings")
+        factors.setdefault(found[1], {})[found[2].replace("vector.weight", "vector")] = tensor
     return factors
 
 
-def _check(path, module, pair, r, layer, target):
-    rows = target.rows[1] - target.rows[0]
-    for which, shape in (("A", (r, layer.in_features)), ("B", (rows, r))):
-        if tuple(pair[which].shape) != shape:
-            raise UserError(f"{path}: {PREFIX}{module}.lora_{which}.weight has shape {tuple(pair[which].shape)}, but "
-                            f"r = {r} and the model call for {shape}")
+def _check(path, module, own, config, layer, target):
+    """Raise UserError unless an adapter's tensors for a layer are those that its configuration calls for."""
+    r, rows = config.for_target(target)[0], target.rows[1] - target.rows[0]
+    if target.is_embedding:
+        table = own.pop("base_layer.weight", None)  # PEFT repeats the table, in case its rows have become more
+        if table is not None and (table.shape != layer.weight.shape or not tg.allclose(
+                table.float(), layer.weight.detach().float(), atol=1e-2, rtol=1e-2)):
+            raise UserError(f"{path}: the adapter comes with another {module} than the model's, which is not supported")
+        wanted = {"lora_embedding_A": (r, rows), "lora_embedding_B": (layer.embedding_dim, r)}
+    else:
+        wanted = {"lora_A.weight": (r, layer.in_features), "lora_B.weight": (rows, r)}
+        wanted |= {"lora_magnitude_vector": (rows,)} if config.use_dora else {}
+    for key in [*wanted, *own]:
+        if key not in own:
+            raise UserError(f"{path} has no tensor {PREFIX}{module}.{key}")
+        if key not in wanted:
+            raise UserError(f"{path} has an unexpected tensor {PREFIX}{module}.{key}; expected are {', '.join(wanted)}")
+        if tuple(own[key].shape) != wanted[key]:
+            raise UserError(f"{path}: {PREFIX}{module}.{key} has shape {tuple(own[key].shape)}, but r = {r} and the "
+                            f"model call for {wanted[key]}")
 
 
 class PeftFolder(Callback):

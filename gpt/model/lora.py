@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 
 import tensorgrad as tg
 from tensorgrad import nn
-from tensorgrad.nn import functional as F
 
 from ..errors import UserError
+from .lora_layers import Adapted, LoRAEmbedding, LoRALinear
 from .lora_targets import choose, find_targets
 
 DEFAULT = "default"
@@ -44,6 +44,8 @@ class LoRAConfig:
     """The words after which a block's number stands; any if empty."""
     use_rslora: bool = False
     """Count B @ A lora_alpha / sqrt(r) times (Kalajdzievski 2023, "Rank stabilization")."""
+    use_dora: bool = False
+    """Learn the lengths of the weight's rows apart from their directions (Liu et al. 2024, "DoRA")."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Other ranks for some layers, by a regular expression for the end of their name."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
@@ -79,113 +81,6 @@ def _by_pattern(patterns, target, default):
                  if any(re.match(rf"(.*\.)?({pattern})$", name) for name in target.names)), default)
 
 
-class LowRank(nn.Module):
-    """scale * B @ A, for the rows `target.rows` of a layer's weight: x (..., in) -> (..., number of rows).
-
-    A (r, in) starts as PEFT's, uniform in +-1/sqrt(in); B (rows, r) at zero, so that the model is unchanged at first.
-    """
-
-    def __init__(self, linear, target, r, scale, dropout):
-        super().__init__()
-        start, stop = target.rows
-        weight = linear.weight
-        packed = isinstance(weight, nn.PackedWeight)
-        dtype = tg.float32 if packed else tg.promote_types(weight.dtype, tg.float32)  # full precision over a 16-bit one
-        self.target, self.base_scale, self.strength, self.dropout = target, scale, 1.0, dropout
-        self.lora_A = nn.Parameter(tg.empty(r, linear.in_features, dtype=dtype, device=weight.device))
-        self.lora_B = nn.Parameter(tg.zeros(stop - start, r, dtype=dtype, device=weight.device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-
-    @property
-    def scale(self):
-        """The factor of B @ A: lora_alpha / r (rslora: / sqrt(r)), times what `set_scale` asked for."""
-        return self.base_scale * self.strength
-
-    def forward(self, x):
-        x = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        return F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale    # (..., in) -> (..., r) -> (..., rows)
-
-    def delta(self):
-        """What it adds to its rows of the weight: (rows, in)."""
-        return (self.lora_B @ self.lora_A) * self.scale
-
-
-class LoRALinear(nn.Linear):
-    """A linear layer with adapters by name: y = x @ weight.T + bias + what the active adapters add.
-
-    It takes the place of `linear` and has its very weight and bias, under the same names. An adapter is a list of
-    LowRank parts, one for the whole layer or several for different blocks of its rows."""
-
-    def __init__(self, linear):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
-        self.training = linear.training
-        self.adapters = nn.ModuleDict()    # name -> ModuleList of LowRank, ordered by their rows
-        self.active = ()                   # names of the adapters that count
-        self._unmerged = None              # (the weight,) while `weight` is another one with the adapters in it
-
-    @property
-    def is_merged(self):
-        return self._unmerged is not None
-
-    def forward(self, x):
-        y = super().forward(x)                                                 # (..., out)
-        if not self.is_merged:
-            for name in self.active:
-                y = y + self._added(self.adapters[name], x).to(y.dtype)
-        return y
-
-    def _added(self, parts, x):
-        """The outputs of the parts side by side, zero for rows that none of them has: (..., in) -> (..., out)."""
-        if len(parts) == 1 and parts[0].target.is_whole:
-            return parts[0](x)
-        pieces, at = [], 0
-        for part in parts:
-            start, stop = part.target.rows
-            pieces += [_zeros(x, start - at, part), part(x)]
-            at = stop
-        pieces.append(_zeros(x, self.out_features - at, parts[0]))
-        return tg.cat([piece for piece in pieces if piece.size(-1)], dim=-1)
-
-    @tg.no_grad()
-    def merge(self):
-        """Compute with weight + what the active adapters add, in a weight of its own."""
-        if self.is_merged or not self.active:
-            return
-        packed = isinstance(self.weight, nn.PackedWeight)                      # merged it is float32: bits may not do
-        weight = self.weight.widened() if packed else self.weight.detach().clone()               # (out, in)
-        for name in self.active:
-            for part in self.adapters[name]:
-                start, stop = part.target.rows
-                weight[start:stop] += part.delta().to(weight.dtype)
-        self._unmerged = (self.weight,)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-
-    def unmerge(self):
-        """Take back the weight that `merge` put aside: the same bits."""
-        if self.is_merged:
-            merged, self.weight = self.weight, self._unmerged[0]
-            moved = (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype)
-            if moved and not isinstance(self.weight, nn.PackedWeight):         # in between
-                self.weight.data = self.weight.data.to(device=merged.device, dtype=merged.dtype)
-            self._unmerged = None
-
-    def plain(self):
-        """An nn.Linear with this weight and bias."""
-        linear = nn.Linear.__new__(nn.Linear)
-        nn.Module.__init__(linear)
-        linear.in_features, linear.out_features, linear.training = self.in_features, self.out_features, self.training
-        linear.weight = self.weight
-        linear.register_parameter("bias", self.bias)
-        return linear
-
-
-def _zeros(x, size, part):
-    return tg.zeros(*x.shape[:-1], size, dtype=part.lora_A.dtype, device=x.device)
-
-
 @dataclass(frozen=True)
 class Report:
     """What `inject` did; str() says it in a line or two."""
@@ -217,11 +112,13 @@ def inject(model, config, name=DEFAULT, targets=None):
                         f"{', '.join(adapter_names(model)) or 'none yet'}")
     _refuse_merged(model)
     chosen = choose(config, find_targets(model)) if targets is None else targets
+    if config.use_dora and any(target.is_embedding for target in chosen):
+        raise UserError("use_dora is for linear layers: leave the embeddings out of target_modules, or use_dora")
     for target in chosen:
         layer = _adapted(model, target.layer)
         if name not in layer.adapters:
             layer.adapters[name] = nn.ModuleList()
-        part = LowRank(layer, target, *config.for_target(target), config.lora_dropout)
+        part = layer.new_part(target, *config.for_target(target), config)
         layer.adapters[name].append(part.train(layer.training))
     model.lora_configs = adapter_configs(model) | {name: config}
     model.requires_grad_(False)
@@ -232,10 +129,10 @@ def inject(model, config, name=DEFAULT, targets=None):
 
 
 def _adapted(model, path):
-    """The LoRALinear at `path`, put there in place of the linear layer if need be."""
+    """The layer with adapters at `path`, put there in place of the plain one if need be."""
     layer = model.get_submodule(path)
-    if not isinstance(layer, LoRALinear):
-        layer = LoRALinear(layer)
+    if not isinstance(layer, Adapted):
+        layer = (LoRAEmbedding if isinstance(layer, nn.Embedding) else LoRALinear)(layer)
         _replace(model, path, layer)
     return layer
 
@@ -246,7 +143,7 @@ def _replace(model, path, module):
 
 
 def _layers(model):
-    return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return {path: module for path, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def adapter_configs(model):
@@ -260,7 +157,8 @@ def adapter_names(model):
 
 
 def parts(model, name=DEFAULT):
-    """The LowRank parts of an adapter, in the order of the layers. Raises UserError for an unknown name."""
+    """The parts of an adapter (see lora_layers.py), in the order of the layers. Raises UserError for an unknown
+    name."""
     _known(model, [name])
     return [part for layer in _layers(model).values() if name in layer.adapters for part in layer.adapters[name]]
 
@@ -316,8 +214,8 @@ def merge_and_unload(model):
 def adapter_state(model, name=DEFAULT):
     """{"transformer.h.0.attn.c_attn.lora_A.weight": Tensor (r, in), "...lora_B.weight": Tensor (rows, r), ...}: the
     adapter alone, sharing memory."""
-    return {f"{part.target.name}.lora_{which}.weight": getattr(part, f"lora_{which}").detach()
-            for part in parts(model, name) for which in "AB"}
+    return {f"{part.target.name}.{key}": tensor.detach()
+            for part in parts(model, name) for key, tensor in part.tensors().items()}
 
 
 def load_adapter_state(model, state, name=DEFAULT, source="the adapter"):

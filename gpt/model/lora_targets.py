@@ -10,6 +10,7 @@ Hugging Face, and where Llama has such a projection the name it has there:
     transformer.h.0.mlp.c_fc                                                 all rows
     transformer.h.0.mlp.gate_proj     model.layers.0.mlp.gate_proj           the gate's rows of c_fc; up_proj
     transformer.h.0.mlp.c_proj        model.layers.0.mlp.down_proj
+    transformer.wte                   model.embed_tokens                     an embedding; wpe, which Llama has not
 """
 import difflib
 import re
@@ -24,16 +25,18 @@ from .ffn import MLP
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer, or a block of its rows, that an adapter can be added to."""
+    """A linear layer, a block of its rows, or an embedding, that an adapter can be added to."""
 
     name: str
     """Its dotted name here."""
     layer: str
     """Dotted name of the linear layer; equal to `name` for a whole one."""
     rows: tuple[int, int]
-    """First row, and the one after the last, of the layer's weight (out, in)."""
+    """First row, and the one after the last, of the layer's weight (out, in), or of the table."""
     llama: str | None = None
     """Its dotted name in Hugging Face's Llama, None where Llama has no such layer."""
+    is_embedding: bool = False
+    """Is it a table of vectors?"""
 
     @property
     def is_whole(self):
@@ -58,6 +61,9 @@ def find_targets(model):
             for block, rows in blocks.items():
                 targets.append(Target(f"{parent}.{block}", name, (start, start + rows), prefix + block))
                 start += rows
+        elif isinstance(module, nn.Embedding):
+            llama = "model.embed_tokens" if name.endswith(".wte") else None
+            targets.append(Target(name, name, (0, module.num_embeddings), llama, is_embedding=True))
     return targets
 
 
@@ -122,7 +128,7 @@ def choose(config, targets):
     where a layer and one of its blocks are both chosen."""
     if isinstance(config.target_modules, str):
         if config.target_modules.lower() == "all-linear":
-            chosen = {t for t in targets if t.is_whole and t.name != "lm_head"
+            chosen = {t for t in targets if t.is_whole and t.name != "lm_head" and not t.is_embedding
                       and not (config.exclude_modules and _listed(config.exclude_modules, t.name))}
         else:
             chosen = _found(config, targets)

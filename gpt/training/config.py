@@ -102,6 +102,8 @@ class TrainConfig(GPTConfig):
     expression for whole names."""
     use_rslora: bool = False
     """Adapters count lora_alpha / sqrt(lora_r) times."""
+    use_dora: bool = False
+    """Adapters also learn the lengths of the weights' rows (DoRA): often a little better, slower."""
     lora_merge: bool = False
     """At the end, also write the model with the adapter in its weights, as a run folder: out_dir/merged."""
 

@@ -25,7 +25,7 @@ def lora_config(config):
     else:
         targets = tuple(text.replace(",", " ").split())
     return LoRAConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-                      target_modules=targets, use_rslora=config.use_rslora)
+                      target_modules=targets, use_rslora=config.use_rslora, use_dora=config.use_dora)
 
 
 def adapt(model, config):
