@@ -8,6 +8,7 @@ import numpy as np
 from . import threaded
 from .compiled import _rows, usable
 from .compiled_math import F32, NOT_FINITE, ONE, exp, exp_shifted, magnitude, njit_fast, shifted
+from .memory import empty_like
 
 __all__ = [
     "cross_entropy",
@@ -119,25 +120,25 @@ def _last(dim, *arrays):
 
 
 def softmax(xp, x, dim):
-    y = _run(_softmax, x, np.empty_like(x)) if _last(dim, x) else None
+    y = _run(_softmax, x, empty_like(x)) if _last(dim, x) else None
     return threaded.softmax(xp, x, dim) if y is None else y
 
 
 def softmax_backward(xp, y, g, dim):
     if not _last(dim, y, g):
         return threaded.softmax_backward(xp, y, g, dim)
-    dx = np.empty_like(y)
+    dx = empty_like(y)
     _rows(_softmax_backward, *(a.reshape(-1, a.shape[-1]) for a in (y, g, dx)))
     return dx
 
 
 def log_softmax(xp, x, dim):
-    y = _run(_log_softmax, x, np.empty_like(x)) if _last(dim, x) else None
+    y = _run(_log_softmax, x, empty_like(x)) if _last(dim, x) else None
     return threaded.log_softmax(xp, x, dim) if y is None else y
 
 
 def log_softmax_backward(xp, y, g, dim):
-    dx = _run(_log_softmax_backward, y, g, np.empty_like(y)) if _last(dim, y, g) else None
+    dx = _run(_log_softmax_backward, y, g, empty_like(y)) if _last(dim, y, g) else None
     return threaded.log_softmax_backward(xp, y, g, dim) if dx is None else dx
 
 
@@ -153,6 +154,6 @@ def cross_entropy(xp, logits, target, ignore_index):
 def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
     if not usable(logits) or target.dtype != np.int64 or not np.isfinite(lse).all():
         return threaded.cross_entropy_backward(xp, logits, target, lse, counted, g, out)
-    dx = np.empty_like(logits) if out is None else out
+    dx = empty_like(logits) if out is None else out
     _rows(_cross_entropy_backward, logits, np.ascontiguousarray(target), lse, counted, np.ascontiguousarray(g), dx)
     return dx

@@ -264,15 +264,21 @@ def dropout_mask(xp, shape, p, identity, start=0):
     """What is kept (bool): element i, counted in C order from `start`, is kept where hash(i) >= p * 2^32. The hash is
     an integer mixer (Wellons' lowbias32) behind a multiplier and an offset of the stream's own, so that any element
     can be drawn at any time, on any device, in any order: nothing is stored for backward."""
+    numbers = xp.arange(math.prod(shape), dtype=xp.uint32)
+    numbers += np.uint32(start % 2**32)
+    return dropout_kept(numbers, p, identity).reshape(shape)
+
+
+def dropout_kept(h, p, identity):
+    """dropout_mask of the elements whose numbers are h (uint32, overwritten)."""
     multiplier, offset, threshold = dropout_key(p, identity)
-    h = xp.arange(start, start + math.prod(shape), dtype=xp.uint32)
     h *= multiplier
     h += offset
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         h ^= h >> np.uint32(shift)
         h *= np.uint32(factor)
     h ^= h >> np.uint32(16)
-    return (h >= threshold).reshape(shape)
+    return h >= threshold
 
 
 def dropout(device, x, p, identity):

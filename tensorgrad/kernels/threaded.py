@@ -12,7 +12,8 @@ from .memory import empty, empty_like
 from .pool import pool
 from .products import batched, product, run, run_pair, split_product
 from .reference import *  # noqa: F403
-from .reference import causal_bias
+from .threaded_attention import attention as attention
+from .threaded_attention import attention_backward as attention_backward
 from .threaded_block import *  # noqa: F403
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -191,91 +192,6 @@ def dropout(device, x, p, identity):
 
     pool().split(part, x.size, grain=BLOCK // 8)
     return y
-
-
-# ---- attention ------------------------------------------------------------------------------------------------------
-# Short sequences: some batch elements at a time, so that their scores fit the cache and NumPy's loops do the heads.
-# Long ones: head by head and, where causal, in tiles of queries that see only the keys they may look at.
-
-TILE = 64
-SHORT = 128 * 128  # scores of one head
-
-
-def attention(device, q, k, v, mask, causal, scale, p, identity):
-    (batch, heads, rows, _), columns = q.shape, k.shape[2]
-    if mask is not None or identity is not None or not causal or rows != columns or not q.size:
-        return reference.attention(device, q, k, v, mask, causal, scale, p, identity)
-    probabilities = empty((batch, heads, rows, columns), q.dtype)
-    out = empty((batch, rows, heads, v.shape[3]), q.dtype).transpose(0, 2, 1, 3)  # heads side by side in memory
-    share = heads // k.shape[1]
-
-    def by_head(start, stop):
-        for task in range(start, stop):
-            b, h = divmod(task, heads)
-            _attend(q[b, h], k[b, h // share], v[b, h // share], probabilities[b, h], out[b, h], scale)
-
-    def by_batch(start, stop):
-        for i, j in _chunks(start, stop, heads * rows * columns):
-            scores = probabilities[i:j]
-            np.matmul(q[i:j], k[i:j].swapaxes(-1, -2), out=scores)
-            scores *= scale
-            scores += causal_bias(np, rows, columns, q.dtype)
-            _softmax_in_place(scores)
-            np.matmul(scores, v[i:j], out=out[i:j])
-
-    if share == 1 and rows * columns <= SHORT:
-        pool().split(by_batch, batch)
-    else:
-        pool().split(by_head, batch * heads)
-    return out, (probabilities.reshape(batch, k.shape[1], share, rows, columns),)
-
-
-def _chunks(start, stop, size):
-    """Ranges of batch elements whose scores, `size` each, fit the cache."""
-    step = max(1, BLOCK // size)
-    return [(i, min(i + step, stop)) for i in range(start, stop, step)]
-
-
-def _softmax_in_place(scores):
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    scores *= 1 / scores.sum(axis=-1, keepdims=True)
-
-
-def _attend(q, k, v, p, out, scale):
-    for i in range(0, len(q), TILE):
-        j = min(i + TILE, len(q))
-        scores = p[i:j, :j]
-        np.matmul(q[i:j], k[:j].T, out=scores)
-        scores *= scale
-        scores[:, i:] += causal_bias(np, j - i, j - i, q.dtype)
-        _softmax_in_place(scores)
-        p[i:j, j:] = 0
-        np.matmul(scores, v[:j], out=out[i:j])
-
-
-def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
-    (probabilities,), (batch, heads), groups = kept, q.shape[:2], k.shape[1]
-    if identity is not None or heads != groups or not q.size:
-        return reference.attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
-    probabilities = probabilities[:, :, 0]
-    dq, dk, dv = (
-        empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3]), x.dtype).transpose(0, 2, 1, 3) for x in (q, k, v)
-    )
-
-    def part(start, stop):
-        for i, j in _chunks(start, stop, probabilities[0].size):
-            weights, gradient = probabilities[i:j], g[i:j]
-            np.matmul(weights.swapaxes(-1, -2), gradient, out=dv[i:j])
-            ds = gradient @ v[i:j].swapaxes(-1, -2)
-            ds -= np.einsum("bhij,bhij->bhi", ds, weights)[..., None]
-            ds *= weights
-            ds *= scale
-            np.matmul(ds, k[i:j], out=dq[i:j])
-            np.matmul(ds.swapaxes(-1, -2), q[i:j], out=dk[i:j])
-
-    pool().split(part, batch)
-    return dq, dk, dv
 
 
 # ---- optimizer, gradient norm, sums of large arrays ------------------------------------------------------------------
