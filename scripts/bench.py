@@ -3,8 +3,10 @@
     python scripts/bench.py train --size S M L --level fast numpy       # the training step, beside PyTorch eager
     python scripts/bench.py train --size C --rounds 3                   # nanoGPT's shakespeare_char, dropout 0.2
     python scripts/bench.py train --size M --peers eager compile bf16   # beside all of PyTorch's forms
+    python scripts/bench.py train --size M --dtype float32 bfloat16 --peers eager bf16   # products from 16 bits
     python scripts/bench.py train --size S --busy                       # and again with a busy neighbour process
     python scripts/bench.py train --size S M --against HEAD~5           # beside an earlier revision
+    python scripts/bench.py curve --size C --data tinyshakespeare.txt   # 250 steps of both: their loss curves
     python scripts/bench.py ops --size M                                # every fused routine against its floor
     python scripts/bench.py generate                                    # a 124M GPT-2 beside transformers
     python scripts/bench.py import                                      # import time, cost of a small operation
@@ -21,11 +23,11 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import generate, imports, ops, runner, train
+from benchmarks import curve, generate, imports, ops, runner, train
 from benchmarks.sizes import SIZES
 
-JOBS = {"train": train.measure, "ops": ops.measure, "floors": ops.floors, "generate": generate.measure,
-        "overhead": imports.overhead}
+JOBS = {"train": train.measure, "curve": curve.measure, "ops": ops.measure, "floors": ops.floors,
+        "generate": generate.measure, "overhead": imports.overhead}
 
 
 def parse(argv):
@@ -33,7 +35,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train_, ops_, generate_, import_ = (commands.add_parser(name) for name in ("train", "ops", "generate", "import"))
+    train_, ops_, generate_, import_, curve_ = (
+        commands.add_parser(name) for name in ("train", "ops", "generate", "import", "curve"))
     for command, sizes, first, rounds, steps in (
         (train_, list(SIZES), "S", 5, "measured steps per process"),
         (ops_, list(SIZES), "M", 3, f"samples per routine and process (default {ops.SAMPLES})"),
@@ -46,7 +49,15 @@ def parse(argv):
         command.add_argument("--against", metavar="REV", help="measure this git revision too")
         command.set_defaults(rounds=rounds)
     import_.set_defaults(rounds=11, against=None)
-    for command, peers in ((train_, list(runner.PEERS)), (ops_, ["eager"]), (import_, ["eager"])):
+    curve_.set_defaults(rounds=1, against=None, level=["fast"], dropout=None)
+    curve_.add_argument("--size", nargs="+", choices=list(SIZES), default=["C"], help="default C")
+    curve_.add_argument("--steps", type=_positive, default=250, help="training steps (default 250)")
+    curve_.add_argument("--data", metavar="FILE", type=Path, help="text whose characters are learned")
+    for command in (train_, curve_):
+        command.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"],
+                             help="bfloat16: products from 16 bits, see set_float32_matmul_precision")
+    for command, peers in ((train_, list(runner.PEERS)), (ops_, ["eager"]), (import_, ["eager"]),
+                           (curve_, list(runner.PEERS))):
         command.add_argument("--peers", nargs="+", choices=[*peers, "none"], default=["eager"],
                              help="forms of PyTorch (default eager)")
     train_.add_argument("--dropout", type=float, help="in place of the size's own")
@@ -73,9 +84,10 @@ def main(argv):
         print(json.dumps(JOBS[spec["job"]](spec)))
         return 0
     options = parse(argv)
-    module = {"train": train, "ops": ops, "generate": generate, "import": imports}[options.command]
+    module = {"train": train, "curve": curve, "ops": ops, "generate": generate, "import": imports}[options.command]
     result = {"benchmark": options.command, "machine": runner.machine(options.threads),
-              "options": {name: value for name, value in vars(options).items() if name not in ("command", "json")}}
+              "options": {name: value for name, value in vars(options).items()
+                          if name not in ("command", "json", "data")}}
     try:
         with runner.checked_out(options.against) as options.against_root:
             result["results"], result["skipped"] = module.report(options)

@@ -38,13 +38,16 @@ class Contender:
     name: str
     mode: str = "ours"
     level: str = "fast"
+    dtype: str = "float32"
     root: str = str(ROOT)
     required: bool = False
 
 
 def contenders(options):
     """Who takes part: (list of Contenders, {name: why it does not})."""
-    chosen = [Contender(f"ours {level}", level=level, required=True) for level in options.level]
+    chosen = [Contender(f"ours {level}" + ("" if dtype == "float32" else f" {dtype}"), level=level, dtype=dtype,
+                        required=True)
+              for level in options.level for dtype in getattr(options, "dtype", ["float32"])]
     if options.against_root:
         chosen += [Contender(f"{options.against} {level}", level=level, root=options.against_root)
                    for level in options.level]
@@ -73,7 +76,8 @@ def work(contender, job, threads, **spec):
     """The result of one measuring process, a dict; {"skipped": reason} where it could not run.
 
     Raises BenchError where the contender is required."""
-    spec = {**spec, "job": job, "mode": contender.mode, "root": contender.root, "threads": threads}
+    spec = {**spec, "job": job, "mode": contender.mode, "dtype": contender.dtype, "root": contender.root,
+            "threads": threads}
     done = subprocess.run([sys.executable, str(SCRIPT), "--worker", json.dumps(spec)], capture_output=True, text=True,
                           env=environment(threads, contender.level))
     if done.returncode == 0:

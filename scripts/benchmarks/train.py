@@ -77,7 +77,7 @@ def measure(spec):
     """Step time (median and least), CPU time and peak memory of one library in this process."""
     size = SIZES[spec["size"]]
     dropout = size.dropout if spec["dropout"] is None else spec["dropout"]
-    library, model, context = _build(spec["mode"], size, dropout, spec["threads"])
+    library, model, context = build(spec, size, dropout)
     imported = resident_mb("VmRSS")
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99))
     parameters, clip = list(model.parameters()), library.nn.utils.clip_grad_norm_
@@ -108,12 +108,15 @@ def measure(spec):
             "parameters": sum(p.numel() for p in parameters)}
 
 
-def _build(mode, size, dropout, threads):
+def build(spec, size, dropout):
     """(library, model in training mode, context of the forward pass)"""
+    mode, threads = spec["mode"], spec["threads"]
     if mode == "ours":
         import tensorgrad as tg
         from gpt import GPT, GPTConfig
 
+        if spec["dtype"] == "bfloat16":
+            tg.set_float32_matmul_precision("medium")
         config = GPTConfig(block_size=size.block, vocab_size=size.vocab, n_layer=size.layers, n_head=size.heads,
                            n_embd=size.width, dropout=dropout, bias=False)
         return tg, GPT(config), nullcontext()
