@@ -6,7 +6,6 @@ bfloat16; here it is the upper half of a float32, held in uint16 arrays.
 """
 
 import ctypes
-import glob
 import os
 import sys
 import threading
@@ -34,26 +33,26 @@ def unavailable():
         flags = ""
     if not {"avx512_bf16", "amx_bf16"} & set(flags.split()):
         return "this processor has no bfloat16 products (avx512_bf16 or amx_bf16)"
-    if _library() is None:
-        return 'oneDNN is not installed: pip install -e ".[bfloat16]"'
+    try:
+        _library()
+    except (OSError, AttributeError) as error:
+        return str(error)
     return None
 
 
 @cache
 def _library():
-    """oneDNN's product and OpenMP's thread setting, or None. oneDNN's other builds would start threads of their own."""
-    for path in sorted(glob.glob(os.path.join(sys.prefix, "lib", "libdnnl.so.3"))):
-        try:
-            openmp, library = ctypes.CDLL("libgomp.so.1"), ctypes.CDLL(path)
-            product = library.dnnl_gemm_bf16bf16f32
-            openmp.omp_set_num_threads.argtypes = [ctypes.c_int]
-        except (OSError, AttributeError):
-            continue
-        size, real, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
-        product.argtypes = [ctypes.c_char] * 2 + [size] * 3 + [real, pointer, size, pointer, size, real, pointer, size]
-        product.restype = ctypes.c_int
-        return product, openmp.omp_set_num_threads
-    return None
+    """oneDNN's product and OpenMP's thread setting. Raises OSError or AttributeError, saying what is missing."""
+    path = os.path.join(sys.prefix, "lib", "libdnnl.so.3")
+    if not os.path.exists(path):
+        raise OSError('oneDNN is not installed: pip install -e ".[bfloat16]"')
+    openmp, library = ctypes.CDLL("libgomp.so.1"), ctypes.CDLL(path)  # other builds of oneDNN start their own threads
+    product = library.dnnl_gemm_bf16bf16f32
+    openmp.omp_set_num_threads.argtypes = [ctypes.c_int]
+    size, real, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+    product.argtypes = [ctypes.c_char] * 2 + [size] * 3 + [real, pointer, size, pointer, size, real, pointer, size]
+    product.restype = ctypes.c_int
+    return product, openmp.omp_set_num_threads
 
 
 def rounds(a, b):
