@@ -3,7 +3,9 @@ import logging
 import os
 import signal
 import socket
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
@@ -16,9 +18,11 @@ from .engine import BASE, Engine
 KEY_VARIABLE = "GPT_API_KEY"
 
 
-def serve(config, load=load_with_tokenizer, say=print):
+def serve(config, load=load_with_tokenizer, say=None):
     """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM. `load(path, device)` gives a tuple
-    that begins with model and tokenizer. Raises UserError where the model or the address is not to be had."""
+    that begins with model and tokenizer; `say` shows where the server is (None: on standard output). Raises UserError
+    where the model or the address is not to be had."""
+    say = say or partial(print, flush=True)
     try:
         import uvicorn
 
@@ -42,7 +46,7 @@ def serve(config, load=load_with_tokenizer, say=print):
 
 def _server_class(base):
     class Server(base):
-        """uvicorn's, which lets the engine finish first and keeps signals for the caller to look at."""
+        """uvicorn's, which lets the engine finish first and leaves it to the caller what a signal means."""
 
         def __init__(self, settings, engine, seconds):
             super().__init__(settings)
@@ -51,7 +55,16 @@ def _server_class(base):
         def handle_exit(self, sig, frame):
             super().handle_exit(sig, frame)
             self.signals.append(sig)
-            self._captured_signals.clear()  # uvicorn would raise them again, and SIGTERM end the process at once
+
+        @contextmanager
+        def capture_signals(self):
+            """uvicorn's would raise the signals again in the end, and SIGTERM then ends the process."""
+            before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for sig, handler in before.items():
+                    signal.signal(sig, handler)
 
         async def shutdown(self, sockets=None):
             self.engine.drain(self.seconds)

@@ -1,0 +1,262 @@
+"""The engine under a server: who waits, who is sent away, who goes away, and what happens when something breaks."""
+import json
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs the extra serve")
+httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
+
+from serving_tools import serving, tiny_engine, until  # noqa: E402
+
+from gpt.errors import UserError  # noqa: E402
+from gpt.inference import Sampling, Writing  # noqa: E402
+from gpt.serving.errors import ServingError  # noqa: E402
+
+SHORT = {"model": "tiny", "prompt": "12 and ", "max_tokens": 12, "seed": 1}
+LONG = SHORT | {"max_tokens": 4000, "stream": True}  # takes many seconds
+
+
+def send(address, content, path="/v1/completions"):
+    """A connection on which a request was sent, by hand: what it does next is up to the test."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    body = json.dumps(content).encode()
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def read(connection, until_text=b"0\r\n\r\n"):
+    data = b""
+    while until_text not in data:
+        part = connection.recv(65536)
+        if not part:
+            break
+        data += part
+    return data
+
+
+def events(data):
+    """The data of server-sent events in a raw answer."""
+    return [line[6:] for line in data.decode().splitlines() if line.startswith("data: ")]
+
+
+# ---- going away ----
+
+@pytest.mark.parametrize("how", ["closed", "reset", "half closed"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_goes_away_frees_its_row(how, stream):
+    engine = tiny_engine(rows=1)
+    with serving(engine) as address:
+        for _ in range(3):
+            before = engine.metrics.cancelled
+            connection = send(address, LONG | {"stream": stream})
+            if stream:
+                assert b"data: " in read(connection, b"data: ")
+            until(lambda: engine.running == 1)
+            if how == "reset":
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            if how == "half closed":
+                connection.shutdown(socket.SHUT_WR)
+            else:
+                connection.close()
+            until(lambda: engine.running == 0, 3)
+            assert engine.metrics.cancelled == before + 1
+            connection.close()
+        assert httpx.post(f"{address}/v1/completions", json=SHORT).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_client_that_goes_away_while_it_waits():
+    engine = tiny_engine(rows=1, queue=2)
+    with serving(engine) as address:
+        first = send(address, LONG)
+        read(first, b"data: ")
+        waiting = send(address, LONG)
+        until(lambda: engine.waiting == 1)
+        waiting.close()
+        until(lambda: engine.waiting == 0, 3)
+        assert engine.running == 1
+        first.close()
+        until(lambda: engine.running == 0, 3)
+        unfinished = send(address, SHORT)  # the body never ends
+        unfinished.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        unfinished.close()
+        assert httpx.get(f"{address}/health").json()["status"] == "ok"
+
+
+def test_a_client_that_does_not_read():
+    """It can not hold up anybody: its row is free when its text is written, and others are served meanwhile."""
+    engine = tiny_engine(rows=2)
+    with serving(engine) as address:
+        connection = send(address, SHORT | {"max_tokens": 600, "stream": True, "logprobs": 20})
+        text = httpx.post(f"{address}/v1/completions", json=SHORT, timeout=20).json()["choices"][0]["text"]
+        assert len(text) == 12
+        until(lambda: engine.running == 0)
+        assert events(read(connection))[-1] == "[DONE]"
+        connection.close()
+
+
+# ---- room and time ----
+
+def test_a_full_queue():
+    engine = tiny_engine(rows=1, queue=1)
+    with serving(engine) as address:
+        connections = [send(address, LONG) for _ in range(2)]
+        until(lambda: engine.running == 1 and engine.waiting == 1)
+        for content in (SHORT, SHORT | {"stream": True}):
+            answer = httpx.post(f"{address}/v1/completions", json=content)
+            assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 0
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+        assert httpx.post(f"{address}/v1/completions", json=SHORT | {"n": 3}).status_code == 400  # never has room
+        for connection in connections:
+            connection.close()
+        until(lambda: engine.running == engine.waiting == 0)
+        assert httpx.post(f"{address}/v1/completions", json=SHORT | {"n": 2}).status_code == 200
+        assert engine.metrics.refused == 2
+
+
+def test_time_is_limited():
+    with serving(tiny_engine(rows=1, timeout=0.4)) as address:
+        began = time.monotonic()
+        running = send(address, LONG)
+        read(running, b"data: ")
+        waiting = httpx.post(f"{address}/v1/completions", json=LONG | {"stream": False}, timeout=20)
+        assert waiting.status_code == 504 and waiting.json()["error"]["code"] == "timeout"
+        told = events(read(running))
+        assert json.loads(told[-2])["error"]["code"] == "timeout" and told[-1] == "[DONE]"
+        assert time.monotonic() - began < 5
+        assert httpx.post(f"{address}/v1/completions", json=SHORT).status_code == 200
+
+
+def test_context():
+    """Below block_size it bounds prompt and answer together."""
+    with serving(tiny_engine(context=20)) as address:
+        for tokens, status in ((13, 200), (14, 400)):
+            answer = httpx.post(f"{address}/v1/completions", json=SHORT | {"max_tokens": tokens})
+            assert answer.status_code == status, answer.text
+
+
+# ---- company ----
+
+def test_texts_do_not_depend_on_their_company():
+    """Prompts of all lengths, seeds and adapters at once, each the text that it is alone."""
+    engine = tiny_engine(adapters=("pirate", "legal"), rows=4, prefill_tokens=40)
+    wanted = [{"model": ["tiny", "tiny:pirate", "tiny:legal"][i % 3], "prompt": "12 and "[:1 + i % 7] * (1 + i % 3),
+               "seed": i, "max_tokens": 5 + 7 * (i % 5), "n": 1 + i % 2, "temperature": [0, 1, 1.5][i % 3]}
+              for i in range(24)]
+    with serving(engine) as address:
+        def ask(content):
+            answer = httpx.post(f"{address}/v1/completions", json=content, timeout=60)
+            assert answer.status_code == 200, answer.text
+            return [choice["text"] for choice in answer.json()["choices"]]
+
+        alone = [ask(content) for content in wanted]
+        found = [None] * len(wanted)
+
+        def work(i):
+            found[i] = ask(wanted[i])
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(wanted))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert found == alone
+        assert len(engine._decoders) <= 5  # no memory is kept for every adapter and scale there ever was
+        for scale in range(12):
+            ask(SHORT | {"model": "tiny:pirate", "adapter_scale": scale / 4, "max_tokens": 1})
+        assert len(engine._decoders) <= 5
+
+
+def test_several_are_written_in_one_step():
+    engine = tiny_engine(rows=4)
+    with serving(engine) as address:
+        before = engine.metrics.steps
+        httpx.post(f"{address}/v1/completions", json=SHORT | {"max_tokens": 20, "n": 4, "prompt": ["a"]})
+        assert engine.metrics.tokens == 80 and engine.metrics.steps - before == 20
+
+
+# ---- faults ----
+
+def test_a_fault_is_told_and_the_server_goes_on(monkeypatch, caplog):
+    engine = tiny_engine(adapters=("pirate",))
+    with serving(engine) as address:
+        expected = httpx.post(f"{address}/v1/completions", json=SHORT).json()["choices"]
+        decode, broken = engine.model.decode, threading.Event()
+
+        def fail(*args):
+            if broken.is_set() and engine._selected == ("pirate", 1.0):
+                raise MemoryError("no room")
+            return decode(*args)
+
+        monkeypatch.setattr(engine.model, "decode", fail)
+        base = send(address, LONG | {"max_tokens": 300})
+        pirate = send(address, LONG | {"model": "tiny:pirate"})
+        read(pirate, b"data: ")
+        broken.set()
+        told = events(read(pirate))
+        assert json.loads(told[-2])["error"]["type"] == "server_error" and told[-1] == "[DONE]"
+        answer = httpx.post(f"{address}/v1/completions", json=SHORT | {"model": "tiny:pirate"})
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
+        assert "no room" not in answer.text and "no room" in caplog.text
+        broken.clear()
+        assert json.loads(events(read(base))[-2])["choices"][0]["finish_reason"] == "length"
+        assert httpx.post(f"{address}/v1/completions", json=SHORT).json()["choices"] == expected
+        assert httpx.post(f"{address}/v1/completions", json=SHORT | {"model": "tiny:pirate"}).status_code == 200
+
+
+def test_calls():
+    """Anything else the model is wanted for is done between two steps, with the adapter that is asked for."""
+    engine = tiny_engine(adapters=("pirate",), rows=1)
+    engine.start()
+    from gpt.model.lora import active_adapters, parts
+    told = []
+    engine.submit([Writing([1, 2], Sampling(max_new_tokens=4000, seed=1))], told.append)
+    assert engine.call(active_adapters).result(5) == []
+    assert engine.call(active_adapters, "pirate", 0.25).result(5) == ["pirate"]
+    assert engine.call(lambda model: parts(model, "pirate")[0].strength, "pirate", 0.25).result(5) == 0.25
+    with pytest.raises(UserError, match="mine"):
+        engine.call(lambda model: (_ for _ in ()).throw(UserError("mine"))).result(5)
+    assert engine.running == 1  # all the while
+    engine.stop()
+    assert isinstance(told[-1], ServingError) and told[-1].status == 503
+    with pytest.raises(ServingError, match="shutting down"):
+        engine.call(active_adapters)
+
+
+# ---- stopping ----
+
+def test_stopping_finishes_or_tells():
+    engine = tiny_engine(rows=2)
+    engine.start()
+    told = {name: [] for name in ("short", "long", "waiting")}
+    tickets = {name: engine.submit([Writing([1, 2], Sampling(max_new_tokens=tokens, seed=1))], told[name].append)
+               for name, tokens in (("short", 100), ("long", 100000), ("waiting", 5))}
+    until(lambda: engine.running == 2 and told["short"])
+    engine.drain(1.5)
+    with pytest.raises(ServingError, match="shutting down"):
+        engine.submit([Writing([1])], print)
+    until(lambda: told["waiting"], 1)
+    assert told["waiting"][-1].code == "shutting_down" and not engine.healthy
+    until(lambda: isinstance(told["long"][-1], ServingError), 5)
+    assert told["short"][-1][-1].finish_reason == "length"
+    until(lambda: not engine._thread.is_alive(), 2)
+    engine.stop()
+    assert not any(ticket.open for ticket in tickets.values())
+
+
+def test_a_cancelled_ticket_hears_nothing_more():
+    engine = tiny_engine()
+    engine.start()
+    told = []
+    ticket = engine.submit([Writing([1, 2], Sampling(max_new_tokens=100000, seed=1), i) for i in range(3)], told.append)
+    until(lambda: engine.running == 3 and told)
+    ticket.cancel()
+    count = len(told)
+    until(lambda: engine.running == 0)
+    assert len(told) <= count + 1
+    engine.stop()
