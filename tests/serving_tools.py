@@ -1,13 +1,26 @@
-"""A server on loopback with a tiny random model, for the tests of gpt.serving."""
+"""Servers on loopback with tiny random models, in a thread or as a process, for the tests of gpt.serving."""
+import json
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_run import environment, tiny_config, tiny_trainer
 
 import tensorgrad as tg
+from gpt.interop.peft import save_peft
 from gpt.model import GPT, GPTConfig
 from gpt.model.lora import LoRAConfig, inject, parts, set_adapters
 from gpt.text import CharTokenizer
 from gpt.text.tokenizers.base import Tokenizer
+from gpt.training.checkpoints import load_run, save_best, start_run
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LETTERS = "".join(sorted(set("abcdefghijklmnopqrstuvwxyz0123456789 .,\nUserAssistant:é😀")))
 
@@ -105,3 +118,65 @@ def until(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+# ---- a server as a process ----
+
+def make_run(folder):
+    """`folder`/out, a run with weights as they begin, and `folder`/pirate, an adapter for it that says something
+    else."""
+    config = tiny_config(folder, max_iters=3, block_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORGRAD_CACHE", str(folder / "cache"))
+        trainer = tiny_trainer(config)
+    start_run(config.out_dir, config, trainer.dataset.tokenizer)
+    save_best(config.out_dir, trainer.model)
+    model, *_ = load_run(config.out_dir)
+    inject(model, LoRAConfig(r=2))
+    with tg.no_grad():
+        for part in parts(model):
+            part.lora_B.add_(tg.randn(*part.lora_B.shape))
+    save_peft(model, folder / "pirate", base=config.out_dir)
+    return folder / "out"
+
+
+class Program:
+    """scripts/serve.py as a process; `address` once it serves."""
+
+    def __init__(self, *arguments, folder, **variables):
+        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--port=0", *map(str, arguments)]
+        self.process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                        env=environment(folder) | variables)
+        self.first_line = self.process.stdout.readline()
+        self.address = re.search(r"http://\S+", self.first_line)[0]
+
+    def end(self):
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+# ---- a client made by hand, for what real ones do not do ----
+
+def send(address, content, path="/v1/completions"):
+    """A connection on which a request was sent, by hand: what it does next is up to the test."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    body = json.dumps(content).encode()
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def read(connection, until_text=b"0\r\n\r\n"):
+    data = b""
+    while until_text not in data:
+        part = connection.recv(65536)
+        if not part:
+            break
+        data += part
+    return data
+
+
+def events(data):
+    """The data of server-sent events in a raw answer."""
+    return [line[6:] for line in data.decode().splitlines() if line.startswith("data: ")]

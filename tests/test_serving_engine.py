@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
 
-from serving_tools import serving, tiny_engine, until  # noqa: E402
+from serving_tools import events, read, send, serving, tiny_engine, until  # noqa: E402
 
 from gpt.errors import UserError  # noqa: E402
 from gpt.inference import Sampling, Writing  # noqa: E402
@@ -18,31 +18,6 @@ from gpt.serving.errors import ServingError  # noqa: E402
 
 SHORT = {"model": "tiny", "prompt": "12 and ", "max_tokens": 12, "seed": 1}
 LONG = SHORT | {"max_tokens": 4000, "stream": True}  # takes many seconds
-
-
-def send(address, content, path="/v1/completions"):
-    """A connection on which a request was sent, by hand: what it does next is up to the test."""
-    host, port = address.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
-    body = json.dumps(content).encode()
-    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                       f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    return connection
-
-
-def read(connection, until_text=b"0\r\n\r\n"):
-    data = b""
-    while until_text not in data:
-        part = connection.recv(65536)
-        if not part:
-            break
-        data += part
-    return data
-
-
-def events(data):
-    """The data of server-sent events in a raw answer."""
-    return [line[6:] for line in data.decode().splitlines() if line.startswith("data: ")]
 
 
 # ---- going away ----
