@@ -208,7 +208,8 @@ class Op:
     def _link_saved(ctx, inputs, out, tensor):
         """Turn what was saved into (array, its node, version list, version): inputs and the output are found by
         identity, so that backward of backward reaches them. For the output the node is True, meaning this one,
-        because a node that held itself would be freed only by the cyclic garbage collector."""
+        because a node that held itself would be freed only by the cyclic garbage collector; for one of several outputs
+        (`out` and `tensor` are tuples then) its number."""
         entries = []
         for array in ctx._saved:
             entry = (array, None, None, 0)
@@ -216,6 +217,10 @@ class Op:
                 if array is out:
                     version = tensor.version()
                     entry = (tensor.array, True, version, version[0])
+                elif out.__class__ is tuple and any(array is each for each in out):
+                    i = next(i for i, each in enumerate(out) if each is array)
+                    version = tensor[i].version()
+                    entry = (tensor[i].array, i, version, version[0])
                 else:
                     for i, source in enumerate(inputs):
                         if source.array is array:
@@ -239,7 +244,11 @@ class Op:
         for array, node, version, number in ctx._saved:
             if version is not None and version[0] != number:
                 raise RuntimeError(errors.stale(ctx, array, number, version[0]))
-            out.append(None if array is None else wrap(array, ctx.device, ctx if node is True else node))
+            if node is True:
+                node = ctx
+            elif node.__class__ is int:
+                node = Output(ctx, node)
+            out.append(None if array is None else wrap(array, ctx.device, node))
         return out
 
     def _backward(ctx, gradients, retain):
@@ -363,7 +372,7 @@ def _finish_several(ctx, inputs, arrays, out):
         for i, tensor in enumerate(tensors):
             tensor.node = Output(ctx, i)
         if ctx._saved:
-            ctx._link_saved(inputs, ctx, None)
+            ctx._link_saved(inputs, out, tensors)
     for tensor in tensors:
         if ctx.view:
             _share_storage(tensor, inputs[0])
@@ -415,7 +424,8 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
                 if slots is None:
                     slots = pending[op] = ([None] * len(op._outputs), True)
                     heappush(heap, (-op.seq, op))
-                slots[0][node.index] = gradient
+                before_it = slots[0][node.index]  # a saved output has an Output of its own
+                slots[0][node.index] = gradient if before_it is None else before_it + gradient
             else:
                 gradients = (gradient,) if node._outputs is None else gradient
                 results = node._backward(gradients, retain_graph)

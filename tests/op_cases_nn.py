@@ -83,11 +83,42 @@ def turn(f, q, k, angles):
 
 
 turn.names = ("rotary",)
+
+
+def sum_and(norm):
+    """Its name with add_, for a sum; the shape to normalize over comes as a tensor."""
+    name = f"add_{norm}"
+
+    def call(f, x, r, shape, *affine):
+        shape = tuple(shape.tolist())
+        if hasattr(f, name):
+            return getattr(f, name)(x, r, shape, *affine)
+        return getattr(f, norm)(x + r, shape, *affine), x + r
+
+    call.names = (name,)
+    return call
+
+
+add_layer_norm, add_rms_norm = sum_and("layer_norm"), sum_and("rms_norm")
 BLOCK = [
     nn("swiglu", (swiglu, real(2, 6)), (swiglu, real(3, 2, 4)), (swiglu, real(2)), (swiglu, real(0, 4)),
        (swiglu, real(2, 3), real(2, 3)), (swiglu, real(2, 3), real(3)), (swiglu, real(), real()),
        (swiglu, values([30.0, -30.0, 0.0, 0.0]))),
     nn("relu2", (relu2, real(2, 3)), (relu2, real()), (relu2, real(0)), (relu2, values([0.0, -0.0, INF, -INF, 1.0]))),
+    nn("add_layer_norm", (add_layer_norm, real(2, 4), real(2, 4), values((4,)), real(4), real(4)),
+       (add_layer_norm, real(2, 1, 4), real(2, 1, 4), values((4,)), real(4)),
+       (add_layer_norm, real(2, 4), real(2, 4), values((4,))), (add_layer_norm, real(2, 4), real(4), values((4,))),
+       (lambda *xs: add_layer_norm(*xs)[0], real(3, 4), real(3, 4), values((4,)), real(4), real(4)),
+       (lambda *xs: add_layer_norm(*xs)[1], real(3, 4), real(3, 4), values((4,)), real(4), real(4)),
+       (lambda f, x, s: add_layer_norm(f, x, x, s), real(3, 4), values((4,))),
+       (add_layer_norm, real(2, 2, 3), real(2, 2, 3), values((2, 3)), real(2, 3), real(2, 3)),
+       (add_layer_norm, real(0, 4), real(0, 4), values((4,)), real(4), real(4))),
+    nn("add_rms_norm", (add_rms_norm, real(2, 4), real(2, 4), values((4,)), real(4)),
+       (add_rms_norm, real(2, 1, 4), real(2, 1, 4), values((4,))), (add_rms_norm, real(2, 4), real(1), values((4,))),
+       (lambda *xs: add_rms_norm(*xs)[0], real(3, 4), real(3, 4), values((4,)), real(4)),
+       (lambda *xs: add_rms_norm(*xs)[1], real(3, 4), real(3, 4), values((4,)), real(4)),
+       (add_rms_norm, real(2, 2, 3), real(2, 2, 3), values((2, 3)), real(2, 3)),
+       (add_rms_norm, real(0, 4), real(0, 4), values((4,)), real(4))),
     nn("rotary", (turn, real(2, 2, 3, 4), real(2, 1, 3, 4), constant(ANGLES)),
        (turn, real(3, 4), real(2, 3, 4), constant(ANGLES)), (turn, real(0, 3, 4), real(1, 3, 4), constant(ANGLES)),
        (lambda f, q, k, angles: turn(f, q, k, angles)[1], real(1, 1, 3, 4), real(1, 1, 3, 4), constant(ANGLES)),

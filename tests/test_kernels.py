@@ -212,6 +212,30 @@ def test_norms(kernels, kind, affine, dtype, rows, width, layout, rng):
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 @each_dtype
+@rows_and_layouts
+def test_norms_of_a_sum(kernels, kind, dtype, rows, width, layout, rng):
+    """The sum's own gradient is added to what comes through the norm."""
+    x, r, g, gtotal = (normal(rng, (rows, width), dtype, layout) for _ in range(4))
+    weight, bias = affine_of(rng, "none" if width == 257 else "both", width, dtype)
+    affine = [weight] if kind == "rms" else [weight, bias]
+    definition = definitions.layer_norm if kind == "layer" else definitions.rms_norm
+    y, *statistics, total = unchanged(getattr(kernels, f"add_{kind}_norm"), np, x, r, *affine, 1e-5)
+    np.testing.assert_array_equal(total, x + r)
+    want, dwant = composed(definition, [total, *affine], g, eps=1e-5)
+    close(y, want, dtype, "y")
+    grads = unchanged(getattr(kernels, f"add_{kind}_norm_backward"), np, total, weight, *statistics, g, gtotal,
+                      weight is not None)
+    if width == 1:  # what comes through the norm is (nearly) 0 by cancellation
+        off = np.abs(grads[0] - gtotal - dwant[0]).max(initial=0)
+        assert off <= TOLERANCE[x.dtype] * (np.abs(g * statistics[-1]).max() * 2 + np.abs(gtotal).max())
+    else:
+        close(grads[0], dwant[0] + gtotal, dtype, "dx")
+    for got, expected in zip(grads[1:], dwant[1:], strict=False):
+        close(got, expected, dtype, "daffine")
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@each_dtype
 def test_norms_of_strided_weights_and_zeros(kernels, kind, dtype, rng):
     weight, bias = laid(normal(rng, (2, 96), dtype), "every other")
     x, g = normal(rng, (700, 96), dtype), normal(rng, (700, 96), dtype)

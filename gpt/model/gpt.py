@@ -31,8 +31,8 @@ class Block(nn.Module):
         if self.post:
             x = self.ln_1(x + self.attn(x, step))
             return self.ln_2(x + self.mlp(x))
-        x = x + self.attn(self.ln_1(x), step)
-        return x + self.mlp(self.ln_2(x))
+        h, x = self.ln_2(x, self.attn(self.ln_1(x), step))                     # the norm of the sum, and the sum
+        return x + self.mlp(h)
 
 
 class GPT(nn.Module):

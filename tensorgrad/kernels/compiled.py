@@ -130,7 +130,17 @@ def _layer_norm(start, stop, x, weight, bias, eps, y, mean, rstd):
 
 
 @njit_fast
-def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, dx, dweight, dbias, parts):
+def _add_layer_norm(start, stop, x, r, weight, bias, eps, total, y, mean, rstd):
+    for i in range(start, stop):
+        a, b, out = x[i], r[i], total[i]
+        for j in range(a.size):
+            out[j] = a[j] + b[j]
+        _layer_norm(i, i + 1, total, weight, bias, eps, y, mean, rstd)
+
+
+@njit_fast
+def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, gtotal, add, dx, dweight, dbias, parts):
+    """`add`: add gtotal to dx."""
     width = x.shape[1]
     dw, db = np.zeros(width, F32), np.zeros(width, F32)
     for i in range(start, stop):
@@ -149,6 +159,10 @@ def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, dx, dweight, dbi
         for j in range(width):
             xhat = (row[j] - m) * r
             out[j] = (grad[j] * weight[j] - first - xhat * second) * r
+        if add:
+            more = gtotal[i]
+            for j in range(width):
+                out[j] += more[j]
     part = start * parts // x.shape[0]  # which of the `parts` this is: it has a row of its own
     dweight[part], dbias[part] = dw, db
 
@@ -162,12 +176,26 @@ def layer_norm(xp, x, weight, bias, eps):
     return y, mean, rstd
 
 
+def add_layer_norm(xp, x, r, weight, bias, eps):
+    if not usable(x, r):
+        return threaded.add_layer_norm(xp, x, r, weight, bias, eps)
+    weight, bias = _affine(x, weight, bias)
+    y, total, mean, rstd = empty_like(x), empty_like(x), np.empty((len(x), 1), F32), np.empty((len(x), 1), F32)
+    _rows(_add_layer_norm, x, r, weight, bias, F32(eps), total, y, mean, rstd)
+    return y, mean, rstd, total
+
+
 def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
-    if not usable(x, g):
-        return threaded.layer_norm_backward(xp, x, weight, mean, rstd, g, affine)
+    return add_layer_norm_backward(xp, x, weight, mean, rstd, g, None, affine)
+
+
+def add_layer_norm_backward(xp, x, weight, mean, rstd, g, gtotal, affine):
+    add = gtotal is not None
+    if not usable(x, g) or (add and not usable(gtotal)):
+        return threaded.add_layer_norm_backward(xp, x, weight, mean, rstd, g, gtotal, affine)
     weight, _ = _affine(x, weight, None)
     dx = empty_like(x)
-    sums = _row_sums(_layer_norm_backward, 2, x, weight, mean, rstd, g, dx)
+    sums = _row_sums(_layer_norm_backward, 2, x, weight, mean, rstd, g, gtotal if add else g, add, dx)
     return (dx, *sums) if affine else (dx, None, None)
 
 
@@ -194,7 +222,17 @@ def _rms_norm(start, stop, x, weight, eps, y, rstd):
 
 
 @njit_fast
-def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight, parts):
+def _add_rms_norm(start, stop, x, r, weight, eps, total, y, rstd):
+    for i in range(start, stop):
+        a, b, out = x[i], r[i], total[i]
+        for j in range(a.size):
+            out[j] = a[j] + b[j]
+        _rms_norm(i, i + 1, total, weight, eps, y, rstd)
+
+
+@njit_fast
+def _rms_norm_backward(start, stop, x, weight, rstd, g, gtotal, add, dx, dweight, parts):
+    """`add`: add gtotal to dx."""
     width = x.shape[1]
     dw = np.zeros(width, F32)
     for i in range(start, stop):
@@ -208,6 +246,10 @@ def _rms_norm_backward(start, stop, x, weight, rstd, g, dx, dweight, parts):
         along /= F32(width)
         for j in range(width):
             out[j] = (grad[j] * weight[j] - row[j] * r * along) * r
+        if add:
+            more = gtotal[i]
+            for j in range(width):
+                out[j] += more[j]
     dweight[start * parts // x.shape[0]] = dw
 
 
@@ -219,11 +261,24 @@ def rms_norm(xp, x, weight, eps):
     return y, rstd
 
 
+def add_rms_norm(xp, x, r, weight, eps):
+    if not usable(x, r):
+        return threaded.add_rms_norm(xp, x, r, weight, eps)
+    y, total, rstd = empty_like(x), empty_like(x), np.empty((len(x), 1), F32)
+    _rows(_add_rms_norm, x, r, _affine(x, weight, None)[0], F32(eps), total, y, rstd)
+    return y, rstd, total
+
+
 def rms_norm_backward(xp, x, weight, rstd, g, affine):
-    if not usable(x, g):
-        return threaded.rms_norm_backward(xp, x, weight, rstd, g, affine)
-    dx = empty_like(x)
-    (dw,) = _row_sums(_rms_norm_backward, 1, x, _affine(x, weight, None)[0], rstd, g, dx)
+    return add_rms_norm_backward(xp, x, weight, rstd, g, None, affine)
+
+
+def add_rms_norm_backward(xp, x, weight, rstd, g, gtotal, affine):
+    add = gtotal is not None
+    if not usable(x, g) or (add and not usable(gtotal)):
+        return threaded.add_rms_norm_backward(xp, x, weight, rstd, g, gtotal, affine)
+    dx, weight = empty_like(x), _affine(x, weight, None)[0]
+    (dw,) = _row_sums(_rms_norm_backward, 1, x, weight, rstd, g, gtotal if add else g, add, dx)
     return dx, dw if affine else None
 
 

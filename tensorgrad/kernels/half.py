@@ -10,6 +10,7 @@ NARROW = {
     "swiglu": (0,), "relu2": (0,), "relu2_backward": (0,), "rotary": (0,),
     "softmax": (0,), "softmax_backward": (0,), "log_softmax": (0,), "log_softmax_backward": (0,),
     "layer_norm": (0,), "layer_norm_backward": (0,), "rms_norm": (0,), "rms_norm_backward": (0,),
+    "add_layer_norm": (0, 3), "add_layer_norm_backward": (0,), "add_rms_norm": (0, 2), "add_rms_norm_backward": (0,),
     "cross_entropy": (), "cross_entropy_backward": (0,), "embedding_backward": (), "dropout": (0,),
     "attention": (0,), "attention_backward": (0, 1, 2),
 }  # fmt: skip

@@ -5,14 +5,14 @@ Conventions: rows are flattened, x is (n, width); `g` is the gradient of the out
 """
 
 import math
-import threading
 
 import numpy as np
 
-from .blocks import BLOCK, blockwise
+from .blocks import blockwise
 from .erf import erf
 from .reference_block import *  # noqa: F403
 from .reference_block import sigmoid
+from .reference_update import *  # noqa: F403
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
@@ -173,6 +173,19 @@ def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
     return dx, gw, gb
 
 
+def add_layer_norm(xp, x, r, weight, bias, eps):
+    """layer_norm of the sum x + r: what that returns, and the sum."""
+    total = x + r
+    return *layer_norm(xp, total, weight, bias, eps), total
+
+
+def add_layer_norm_backward(xp, total, weight, mean, rstd, g, gtotal, affine):
+    """Gradients of (either summand, weight, bias); gtotal is the sum's own, beside what comes through the norm."""
+    dx, gw, gb = layer_norm_backward(xp, total, weight, mean, rstd, g, affine)
+    dx += gtotal
+    return dx, gw, gb
+
+
 def rms_norm(xp, x, weight, eps):
     """x / sqrt(mean(x^2) + eps) * weight per row (Zhang and Sennrich 2019, arXiv:1910.07467); also 1/rms."""
     rstd = (1 / xp.sqrt(xp.einsum("ij,ij->i", x, x)[:, None] / x.shape[1] + eps)).astype(x.dtype, copy=False)
@@ -190,6 +203,19 @@ def rms_norm_backward(xp, x, weight, rstd, g, affine):
     xhat *= along
     dx = h - xhat
     dx *= rstd
+    return dx, gw
+
+
+def add_rms_norm(xp, x, r, weight, eps):
+    """rms_norm of the sum x + r: what that returns, and the sum."""
+    total = x + r
+    return *rms_norm(xp, total, weight, eps), total
+
+
+def add_rms_norm_backward(xp, total, weight, rstd, g, gtotal, affine):
+    """As add_layer_norm_backward, of (either summand, weight)."""
+    dx, gw = rms_norm_backward(xp, total, weight, rstd, g, affine)
+    dx += gtotal
     return dx, gw
 
 
@@ -349,73 +375,3 @@ def causal_bias(xp, rows, columns, dtype):
             _causal.clear()
         _causal[key] = xp.where(xp.tri(rows, columns, dtype=bool), 0, -xp.inf).astype(dtype)
     return _causal[key]
-
-
-# ---- optimizer and gradient norm -------------------------------------------------------------------------------------
-
-
-def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step):
-    """One AdamW step on blocks of memory, in place: first p *= 1 - lr * weight_decay, then with m, v = the moving
-    averages of grad and grad**2 and step = 1, 2, ...
-
-        p -= lr * m / (1 - beta1**step) / (sqrt(v / (1 - beta2**step)) + eps)
-    """
-    beta1, beta2 = betas
-    if weight_decay:
-        p *= 1 - lr * weight_decay
-    xp.subtract(grad, exp_avg, out=scratch)
-    scratch *= 1 - beta1
-    exp_avg += scratch
-    exp_avg_sq *= beta2
-    xp.multiply(grad, grad, out=scratch)
-    scratch *= 1 - beta2
-    exp_avg_sq += scratch
-    xp.sqrt(exp_avg_sq, out=scratch)
-    scratch /= math.sqrt(1 - beta2**step)
-    scratch += eps
-    xp.divide(exp_avg, scratch, out=scratch)
-    scratch *= lr / (1 - beta1**step)
-    p -= scratch
-
-
-_kept = threading.local()
-
-
-def _scratch(xp, size, dtype):
-    """An array of this thread's own that lives on between calls."""
-    kept = _kept.__dict__.setdefault((xp.__name__, dtype.name), None)
-    if kept is None or kept.size < size:
-        kept = _kept.__dict__[xp.__name__, dtype.name] = xp.empty(size, dtype)
-    return kept
-
-
-def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
-    """One AdamW step over flat arrays, in place, in blocks that share one scratch array; options as in adamw_block."""
-    block = BLOCK if xp is np else p.size
-    scratch = _scratch(xp, block, p.dtype)
-    for i in range(0, p.size, block):
-        part = slice(i, min(i + block, p.size))
-        adamw_block(xp, p[part], grad[part], exp_avg[part], exp_avg_sq[part], scratch[: part.stop - i], **options)
-
-
-def sum_of_squares(xp, x):
-    """The sum of x^2 over a flat array, added up in float64 block by block."""
-    total = xp.zeros((), np.float64)
-    for i in range(0, x.size, BLOCK):
-        part = x[i : i + BLOCK]
-        part = part if part.dtype.char in "fd" else part.astype(np.float32)
-        total += part.dot(part)
-    return total
-
-
-def scale(xp, x, factor):
-    """x *= factor, in place."""
-    x *= factor
-
-
-def add(a, b, out=None):
-    """a + b, or a += b where `out` is a."""
-    if out is None:
-        return a + b
-    out += b  # `out` is a
-    return out

@@ -117,11 +117,28 @@ def layer_norm(xp, x, weight, bias, eps):
     return y, mean, rstd
 
 
+def add_layer_norm(xp, x, r, weight, bias, eps):
+    y, total, mean, rstd = *(empty(x.shape, x.dtype) for _ in range(2)), *np.empty((2, len(x), 1), x.dtype)
+
+    def block(i, j):
+        part = np.add(x[i:j], r[i:j], out=total[i:j])
+        y[i:j], mean[i:j], rstd[i:j] = reference.layer_norm(np, part, weight, bias, eps)
+
+    _by_rows(block, *x.shape)
+    return y, mean, rstd, total
+
+
 def layer_norm_backward(xp, x, weight, mean, rstd, g, affine):
+    return add_layer_norm_backward(xp, x, weight, mean, rstd, g, None, affine)
+
+
+def add_layer_norm_backward(xp, x, weight, mean, rstd, g, gtotal, affine):
     dx, sums = empty(x.shape, x.dtype), []
 
     def block(i, j):
         dx[i:j], gw, gb = reference.layer_norm_backward(np, x[i:j], weight, mean[i:j], rstd[i:j], g[i:j], affine)
+        if gtotal is not None:
+            dx[i:j] += gtotal[i:j]
         sums.append((i, gw, gb))
 
     _by_rows(block, *x.shape)
@@ -141,11 +158,28 @@ def rms_norm(xp, x, weight, eps):
     return y, rstd
 
 
+def add_rms_norm(xp, x, r, weight, eps):
+    y, total, rstd = *(empty(x.shape, x.dtype) for _ in range(2)), np.empty((len(x), 1), x.dtype)
+
+    def block(i, j):
+        part = np.add(x[i:j], r[i:j], out=total[i:j])
+        y[i:j], rstd[i:j] = reference.rms_norm(np, part, weight, eps)
+
+    _by_rows(block, *x.shape)
+    return y, rstd, total
+
+
 def rms_norm_backward(xp, x, weight, rstd, g, affine):
+    return add_rms_norm_backward(xp, x, weight, rstd, g, None, affine)
+
+
+def add_rms_norm_backward(xp, x, weight, rstd, g, gtotal, affine):
     dx, sums = empty(x.shape, x.dtype), []
 
     def block(i, j):
         dx[i:j], gw = reference.rms_norm_backward(np, x[i:j], weight, rstd[i:j], g[i:j], affine)
+        if gtotal is not None:
+            dx[i:j] += gtotal[i:j]
         sums.append((i, gw))
 
     _by_rows(block, *x.shape)

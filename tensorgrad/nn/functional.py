@@ -8,7 +8,6 @@ from .. import dtypes
 from ..dtypes import float32, float64
 from ..engine import apply, modes, wrap
 from ..errors import OpError, OpTypeError
-from ..kernels.half import is_half
 from ..ops import block, composed
 from ..ops import nn as ops
 from ..ops.common import autocast_dtype, cast, half_copy, is_tensor, operands, require_floating, to_half
@@ -22,6 +21,10 @@ from .losses import l1_loss as l1_loss
 from .losses import mse_loss as mse_loss
 from .losses import nll_loss as nll_loss
 from .losses import smooth_l1_loss as smooth_l1_loss
+from .norms import add_layer_norm as add_layer_norm
+from .norms import add_rms_norm as add_rms_norm
+from .norms import layer_norm as layer_norm
+from .norms import rms_norm as rms_norm
 from .packed import PackedWeight
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -229,46 +232,6 @@ def dropout(input, p=0.5, training=True, inplace=False):
     if p == 1:
         return input * 0.0
     return apply(ops.Dropout, input, p=p, identity=default_generator(input.device).next_stream())
-
-
-def _normalized(name, input, normalized_shape, *affine):
-    """The input with its normalised dimensions as one, and weight and bias (where given) as vectors."""
-    shape = tuple(normalized_shape)
-    if not shape or input.shape[-len(shape) :] != shape:
-        raise OpError(f"{name}: {input.shape} does not end in normalized_shape {shape}")
-    for t in affine:
-        if t is not None and t.shape != shape:
-            raise OpError(f"{name}: weight and bias must have shape {shape}, got {t.shape}")
-    given = [t for t in affine if t is not None]
-    if len(shape) == 1:
-        return input, given
-    width = math.prod(shape)
-    return input.reshape(*input.shape[: -len(shape)], width), [t.reshape(width) for t in given]
-
-
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimensions `normalized_shape` (arXiv:1607.06450)."""
-    if bias is not None and weight is None:
-        return layer_norm(input, normalized_shape, None, None, eps) + bias
-    x, affine = _normalized("layer_norm", input, normalized_shape, weight, bias)
-    if ops.LEVEL == "composed" or not x.array.size:
-        y = composed.layer_norm(x, *affine, eps=eps)
-    else:
-        y = apply(ops.LayerNorm, x, *affine, eps=eps)
-    return y if x is input else y.reshape(input.shape)
-
-
-def rms_norm(input, normalized_shape, weight=None, eps=None):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimensions; eps is the dtype's machine epsilon unless given
-    (arXiv:1910.07467)."""
-    x, affine = _normalized("rms_norm", input, normalized_shape, weight)
-    if eps is None:
-        eps = float(np.finfo(float32 if is_half(input.array.dtype) else input.array.dtype).eps)
-    if ops.LEVEL == "composed" or not x.array.size:
-        y = composed.rms_norm(x, *affine, eps=eps)
-    else:
-        y = apply(ops.RMSNorm, x, *affine, eps=eps)
-    return y if x is input else y.reshape(input.shape)
 
 
 def one_hot(tensor, num_classes=-1):

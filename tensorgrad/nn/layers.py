@@ -117,7 +117,10 @@ class LayerNorm(Module):
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def forward(self, x):
+    def forward(self, x, residual=None):
+        """The normalized x. With `residual`, the pair of normalized sum and sum x + residual, in one pass."""
+        if residual is not None:
+            return F.add_layer_norm(x, residual, self.normalized_shape, self.weight, self.bias, self.eps)
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self):
@@ -144,7 +147,10 @@ class RMSNorm(Module):
         if self.weight is not None:
             init.ones_(self.weight)
 
-    def forward(self, x):
+    def forward(self, x, residual=None):
+        """The normalized x. With `residual`, the pair of normalized sum and sum x + residual, in one pass."""
+        if residual is not None:
+            return F.add_rms_norm(x, residual, self.normalized_shape, self.weight, self.eps)
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def extra_repr(self):

@@ -1,6 +1,6 @@
-"""Fused operations between the products of a transformer block: gates, rotations of queries and keys."""
+"""Fused operations between the products of a transformer block: gates, rotations of queries and keys, norms of sums."""
 
-from ..engine import Op, apply
+from ..engine import Op, apply, modes, wrap
 from . import composed
 from .nn import Fused, best
 
@@ -64,3 +64,65 @@ class Rotary(Op):
         given = [g for g in gradients if g is not None]
         turned = iter(apply(Rotary, *given, *ctx.saved, adjoint=not ctx.adjoint))
         return *(None if g is None else next(turned) for g in gradients), None, None
+
+
+class _AddNorm(Fused):
+    """(norm(x + r), x + r) of x, r (..., width), weight and perhaps bias (width) or neither. Of the two inputs only the
+    sum is saved; its own gradient is added in the same pass."""
+
+    fresh = False  # both summands get the same array
+
+    def forward(ctx, x, r, *affine, eps):
+        ctx.eps = eps
+        rows = [a.reshape(-1, a.shape[-1]) for a in (x, r)]
+        y, *statistics, total = ctx.normalise(*rows, affine)
+        total = total.reshape(x.shape)
+        ctx.save(total, *affine, *statistics)
+        return y.reshape(x.shape), total
+
+    def backward(ctx, g, gtotal):
+        count = len(ctx.parents) - 2  # of weight and bias
+        if g is None:
+            return gtotal, gtotal, *[None] * count
+        saved = ctx.saved
+        if modes.grad:
+            dx, *others = ctx._define_backward(saved[: 1 + count], g)
+            dx = dx if gtotal is None else dx + gtotal
+            return dx, dx, *others
+        total, *others = (t.array for t in saved)
+        width = total.shape[-1]
+        rows, grows = total.reshape(-1, width), g.array.reshape(-1, width)
+        weight = others[0] if count else None
+        more = None if gtotal is None else gtotal.array.reshape(-1, width)
+        dx, *affine = ctx.differentiate(rows, weight, others[count:], grows, more, bool(count))
+        dx = wrap(dx.reshape(total.shape), ctx.device)
+        return dx, dx, *(wrap(a, ctx.device) for a in affine[:count])
+
+
+class AddLayerNorm(_AddNorm):
+    def normalise(ctx, x, r, affine):
+        weight, bias = (*affine, None, None)[:2]
+        return best(ctx, x).add_layer_norm(ctx.xp, x, r, weight, bias, ctx.eps)
+
+    def define(ctx, *inputs):
+        return composed.layer_norm(*inputs, eps=ctx.eps)
+
+    def differentiate(ctx, total, weight, statistics, g, more, affine):
+        if more is None:
+            return best(ctx, g).layer_norm_backward(ctx.xp, total, weight, *statistics, g, affine)
+        return best(ctx, g).add_layer_norm_backward(ctx.xp, total, weight, *statistics, g, more, affine)
+
+
+class AddRMSNorm(_AddNorm):
+    name = "add_rms_norm"
+
+    def normalise(ctx, x, r, affine):
+        return best(ctx, x).add_rms_norm(ctx.xp, x, r, affine[0] if affine else None, ctx.eps)
+
+    def define(ctx, *inputs):
+        return composed.rms_norm(*inputs, eps=ctx.eps)
+
+    def differentiate(ctx, total, weight, statistics, g, more, affine):
+        if more is None:
+            return best(ctx, g).rms_norm_backward(ctx.xp, total, weight, *statistics, g, affine)
+        return best(ctx, g).add_rms_norm_backward(ctx.xp, total, weight, *statistics, g, more, affine)

@@ -1,0 +1,79 @@
+"""Updates of flat arrays, for NumPy and CuPy alike: optimizer steps, gradient norms, sums. Part of reference.py."""
+
+import math
+import threading
+
+import numpy as np
+
+from .blocks import BLOCK
+
+__all__ = ["adamw", "adamw_block", "add", "scale", "sum_of_squares"]
+
+# ---- optimizer and gradient norm -------------------------------------------------------------------------------------
+
+
+def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step):
+    """One AdamW step on blocks of memory, in place: first p *= 1 - lr * weight_decay, then with m, v = the moving
+    averages of grad and grad**2 and step = 1, 2, ...
+
+        p -= lr * m / (1 - beta1**step) / (sqrt(v / (1 - beta2**step)) + eps)
+    """
+    beta1, beta2 = betas
+    if weight_decay:
+        p *= 1 - lr * weight_decay
+    xp.subtract(grad, exp_avg, out=scratch)
+    scratch *= 1 - beta1
+    exp_avg += scratch
+    exp_avg_sq *= beta2
+    xp.multiply(grad, grad, out=scratch)
+    scratch *= 1 - beta2
+    exp_avg_sq += scratch
+    xp.sqrt(exp_avg_sq, out=scratch)
+    scratch /= math.sqrt(1 - beta2**step)
+    scratch += eps
+    xp.divide(exp_avg, scratch, out=scratch)
+    scratch *= lr / (1 - beta1**step)
+    p -= scratch
+
+
+_kept = threading.local()
+
+
+def _scratch(xp, size, dtype):
+    """An array of this thread's own that lives on between calls."""
+    kept = _kept.__dict__.setdefault((xp.__name__, dtype.name), None)
+    if kept is None or kept.size < size:
+        kept = _kept.__dict__[xp.__name__, dtype.name] = xp.empty(size, dtype)
+    return kept
+
+
+def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
+    """One AdamW step over flat arrays, in place, in blocks that share one scratch array; options as in adamw_block."""
+    block = BLOCK if xp is np else p.size
+    scratch = _scratch(xp, block, p.dtype)
+    for i in range(0, p.size, block):
+        part = slice(i, min(i + block, p.size))
+        adamw_block(xp, p[part], grad[part], exp_avg[part], exp_avg_sq[part], scratch[: part.stop - i], **options)
+
+
+def sum_of_squares(xp, x):
+    """The sum of x^2 over a flat array, added up in float64 block by block."""
+    total = xp.zeros((), np.float64)
+    for i in range(0, x.size, BLOCK):
+        part = x[i : i + BLOCK]
+        part = part if part.dtype.char in "fd" else part.astype(np.float32)
+        total += part.dot(part)
+    return total
+
+
+def scale(xp, x, factor):
+    """x *= factor, in place."""
+    x *= factor
+
+
+def add(a, b, out=None):
+    """a + b, or a += b where `out` is a."""
+    if out is None:
+        return a + b
+    out += b  # `out` is a
+    return out
