@@ -93,6 +93,7 @@ class EventStream(Response):
 
     async def _send_data(self, send, data):
         await self._send(send, {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+        await asyncio.sleep(0)  # where many events wait, let the loop see that the client is gone
 
     async def _send(self, send, message):
         async with asyncio.timeout(_BODY_SECONDS):

@@ -16,6 +16,7 @@ from ..training.checkpoints import METRICS, PEFT_FOLDER
 from .engine import BASE, Engine
 
 KEY_VARIABLE = "GPT_API_KEY"
+_KEEP_ALIVE = 75  # seconds; more than clients keep an idle connection, or one closes while the other is about to ask
 
 
 def serve(config, load=load_with_tokenizer, say=None):
@@ -34,6 +35,7 @@ def serve(config, load=load_with_tokenizer, say=None):
     with listener:
         engine = open_engine(config, load)
         settings = uvicorn.Config(create_app(engine, config), log_level="warning", server_header=False, lifespan="on",
+                                  timeout_keep_alive=_KEEP_ALIVE,
                                   timeout_graceful_shutdown=int(config.shutdown_timeout) + 5)
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         host = f"[{config.host}]" if ":" in config.host else config.host
