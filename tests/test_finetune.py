@@ -57,7 +57,7 @@ def test_every_kind_of_data(base, tmp_path, capfd, kind, lora):
     given = QUICK | {"init_from": base, "data": data_of(kind, tmp_path), "out_dir": out} | ({} if lora else {
         "lora_r": 0, "learning_rate": 5e-3})
     if kind == "plain":
-        given["block_size"] = 16
+        given["sequence_length"] = 16
     assert finetune_program(flags(given)) == 0, capfd.readouterr().err
     said = capfd.readouterr().out
     losses = [r["val_loss"] for r in read_metrics(out / "metrics.jsonl") if "val_loss" in r]
@@ -67,7 +67,7 @@ def test_every_kind_of_data(base, tmp_path, capfd, kind, lora):
     assert (out / "adapter.safetensors").exists() == lora and (out / "model.safetensors").exists() != lora
     model, tokenizer, config = load_with_tokenizer(out)
     assert tokenizer.chat_template == TEMPLATE and config.activation_checkpointing
-    assert config.block_size == (16 if kind == "plain" else 48)
+    assert config.block_size == 48 and config.window == (16 if kind == "plain" else 48)
 
 
 def test_the_best_adapter_is_kept(base, tmp_path, capfd):
@@ -81,19 +81,19 @@ def test_the_best_adapter_is_kept(base, tmp_path, capfd):
     best = min(losses, key=losses.get)
     assert 0 < best < 30 and losses[30] > losses[best] + 0.1
     model, tokenizer, config = load_with_tokenizer(tmp_path / "out")
-    dataset = load_examples(config.data, tokenizer, config.block_size)
+    dataset = load_examples(config.data, tokenizer, config.window)
     trainer = Trainer(model, config, dataset)
     assert trainer.evaluate().loss == pytest.approx(losses[best], abs=1e-5)
 
 
-def test_block_size_is_the_default_or_what_was_asked_for(base, tmp_path, capfd):
-    shown = []
-    for extra in ({}, {"block_size": 40}):
-        given = QUICK | {"init_from": base, "data": data_of("prompts", tmp_path), "out_dir": tmp_path / "x",
-                         "max_iters": 0, "overwrite": "true"} | extra
-        assert finetune_program(flags(given)) == 0, capfd.readouterr().err
-        shown.append(load_with_tokenizer(tmp_path / "x")[2].block_size)
-    assert shown == [48, 40]  # 256 by default, but this model cannot read more than 48
+def test_short_sequences_leave_the_model_its_length(base, tmp_path, capfd):
+    """All weights of a model that reads 48 tokens, trained on 8 at a time: it still reads 48."""
+    given = QUICK | {"init_from": base, "data": data_of("prompts", tmp_path), "out_dir": tmp_path / "x",
+                     "max_iters": 1, "lora_r": 0, "sequence_length": 8}
+    assert finetune_program(flags(given)) == 0, capfd.readouterr().err
+    assert "cut to 8 tokens" in capfd.readouterr().out
+    model, _, config = load_with_tokenizer(tmp_path / "x")
+    assert model.config.block_size == config.block_size == 48 and config.window == 8
 
 
 @pytest.mark.parametrize("line, words", [

@@ -93,7 +93,7 @@ def test_errors_name_file_and_line(tmp_path, line, words):
 def test_what_is_too_long_is_cut_and_what_teaches_nothing_left_out(tmp_path):
     dataset = load(tmp_path, [{"text": "a" * 30}, {"prompt": "p" * 30, "completion": "c"}, {"text": "bc"}],
                    block_size=10)
-    assert dataset.meta["description"] == "3 examples (2 cut to block_size 10, 1 left out, with nothing to learn)"
+    assert dataset.meta["description"] == "3 examples (2 cut to 10 tokens, 1 left out, with nothing to learn)"
     assert len(dataset.train) == 2 and dataset.train.tokens == 13
     with pytest.raises(UserError, match="2 usable examples|1 usable examples"):
         load(tmp_path, [{"prompt": "p" * 30, "completion": "c"}], block_size=10)

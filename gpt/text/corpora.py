@@ -1,4 +1,4 @@
-"""Text to train on: two built-in corpora by name, and any file or folder by path."""
+"""Text to train on: built-in corpora by name, and any file or folder by path."""
 
 import difflib
 import hashlib
@@ -48,6 +48,7 @@ def load_text(data: str | Path = "pydocs") -> Corpus:
 
     "pydocs"       English prose from the documentation of Python and NumPy on this machine; no download
     "shakespeare"  tinyshakespeare, 1,115,394 characters; downloaded once, SHA-256 checked
+    "pairs"        nine numbers in a fixed order, for a toy model
     a path         a UTF-8 text file, or a folder: its text files in sorted order with a blank line between them;
                    hidden files are left out, and files that are not text are counted in the description
 
@@ -161,4 +162,8 @@ def _download_shakespeare() -> bytes:
     return data
 
 
-BUILT_IN = {"pydocs": _pydocs, "shakespeare": _shakespeare}
+def _pairs() -> Corpus:
+    return Corpus("1 5 2 6 3 7 4 8 9\n" * 200, "pairs", "nine numbers again and again: 5 comes after 1, 2 after 5")
+
+
+BUILT_IN = {"pydocs": _pydocs, "shakespeare": _shakespeare, "pairs": _pairs}

@@ -136,10 +136,10 @@ def load_examples(path, tokenizer, block_size, val_fraction=0.1):
             left_out += 1
     held_out = max(1, round(len(examples) * val_fraction))
     if len(examples) - held_out < 1:
-        reason = f"; {left_out} have nothing to learn within block_size {block_size}" if left_out else ""
+        reason = f"; {left_out} have nothing to learn within {block_size} tokens" if left_out else ""
         raise UserError(f"{path} has {len(examples)} usable examples; at least 2 are needed, one to train on and one "
                         f"for validation{reason}")
-    notes = [f"{count} {what}" for count, what in ((cut, f"cut to block_size {block_size}"),
+    notes = [f"{count} {what}" for count, what in ((cut, f"cut to {block_size} tokens"),
                                                    (left_out, "left out, with nothing to learn")) if count]
     about = f"{len(examples)} examples" + (f" ({', '.join(notes)})" if notes else "")
     corpus = Corpus(text, path.stem, about)

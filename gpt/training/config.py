@@ -46,6 +46,9 @@ class TrainConfig(GPTConfig):
 
     batch_size: int = 12
     """Sequences per forward pass; one step sees batch_size x block_size x gradient_accumulation_steps tokens."""
+    sequence_length: int = 0
+    """Tokens per sequence in training and evaluation, where the model could read more; 0, or more than block_size =
+    block_size."""
     gradient_accumulation_steps: int = 40
     """Forward and backward passes per optimizer step; their gradients are averaged."""
     activation_checkpointing: bool = False
@@ -123,7 +126,8 @@ class TrainConfig(GPTConfig):
         for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "log_interval"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_iters", "eval_iters", "patience", "warmup_iters", "sample_interval", "sample_tokens",
-                     "sample_top_k", "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"):
+                     "sequence_length", "sample_top_k", "learning_rate", "min_lr", "weight_decay", "grad_clip",
+                     "sample_temperature"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("beta1", "beta2"):
             _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
@@ -143,7 +147,12 @@ class TrainConfig(GPTConfig):
 
     @property
     def tokens_per_step(self):
-        return self.batch_size * self.block_size * self.gradient_accumulation_steps
+        return self.batch_size * self.window * self.gradient_accumulation_steps
+
+    @property
+    def window(self):
+        """Tokens per sequence, with the default filled in."""
+        return min(self.sequence_length or self.block_size, self.block_size)
 
 
 def _require(config, name, holds, range_):

@@ -1,6 +1,5 @@
 """Fine-tuning: a model that is there, a text or examples of one's own, and what that did to the held-out part."""
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
@@ -11,16 +10,12 @@ from .run import train
 
 
 def finetune_config(explicit, fallback, shape_of=None):
-    """The TrainConfig of a fine-tuning run: as `resolve`, but the model's block_size is only the longest that can be
-    asked for, as texts to fine-tune on are short and memory grows with it. Raises UserError where no model is named."""
+    """The TrainConfig of a fine-tuning run: that of `resolve`. Raises UserError where no model is named."""
     values = fallback | explicit
     if not values.get("resume") and values.get("init_from", "scratch") == "scratch":
         raise UserError("fine-tuning starts from a model: name it with --init_from, a .gguf file, a Hugging Face "
                         "folder or a run; scripts/train.py trains one from nothing")
-    config = resolve(explicit, fallback, shape_of)
-    if "block_size" in explicit or config.resume:
-        return config
-    return replace(config, block_size=min(config.block_size, fallback["block_size"]))
+    return resolve(explicit, fallback, shape_of)
 
 
 def finetune(config, say=print, open_base=load_run, callbacks=()):

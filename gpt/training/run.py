@@ -125,7 +125,7 @@ def load_dataset(config, tokenizer=None):
     if is_examples(config.data):
         if tokenizer is None:
             raise UserError(f"{config.data} holds examples to fine-tune on: say with --init_from which model")
-        return load_examples(config.data, tokenizer, config.block_size, config.val_fraction)
+        return load_examples(config.data, tokenizer, config.window, config.val_fraction)
     if not (Path(config.data) / META).is_file():
         return prepare(config.data, tokenizer or config.tokenizer, val_fraction=config.val_fraction)
     dataset = open_dataset(config.data)

@@ -41,13 +41,13 @@ class Trainer:
 
     def __init__(self, model, config, dataset, callbacks=()):
         if not isinstance(dataset.val, Examples):
-            check_length(dataset.val, config.block_size if config.eval_iters else 1, "validation")
+            check_length(dataset.val, config.window if config.eval_iters else 1, "validation")
         self.model, self.config, self.dataset = model.to(config.device), config, dataset
         model.activation_checkpointing = config.activation_checkpointing
         self.callbacks = list(callbacks)
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(config)
-        self.batches = training_batches(dataset.train, config.block_size, config.batch_size, config.seed)
+        self.batches = training_batches(dataset.train, config.window, config.batch_size, config.seed)
         self.token_bytes = dataset.tokenizer.token_bytes()
         self.iteration = 0                # optimizer steps done
         self.evaluated_at = None          # iteration of the latest evaluation
@@ -146,7 +146,7 @@ class Trainer:
         """Evaluate on the validation text, note whether it is the best so far, and tell the callbacks."""
         config = self.config
         with self.interruptible(), arithmetic(config.dtype):
-            batches = validation_batches(self.dataset.val, config.block_size, config.batch_size, config.eval_iters,
+            batches = validation_batches(self.dataset.val, config.window, config.batch_size, config.eval_iters,
                                          config.seed)
             result = evaluate(self.model, batches, self.token_bytes, config.device)
         self._check_finite("the validation loss", result.loss, self.schedule(self.iteration))
