@@ -53,6 +53,10 @@ class CudaDevice(Device):
     def from_dlpack(self, array):
         return self.xp.from_dlpack(array)
 
+    def owns(self, array):
+        own = isinstance(array, self.ndarray) and array.base is None
+        return own and type(getattr(array.data, "mem", None)).__name__ != "UnownedMemory"  # which DLPack gives
+
     def scatter_add(self, flat, index, values):
         """CUDA adds atomically for some dtypes only: whole numbers go as unsigned ones of their size, which add alike,
         or through int32, bfloat16 through float32. The order of additions, and so the last bits of sums of floats,

@@ -56,6 +56,12 @@ class Device:
     def from_dlpack(self, array):
         return np.from_dlpack(array)
 
+    def owns(self, array):
+        """Is the memory of an array its own, and not that of another array or library?"""
+        from .kernels.memory import owns
+
+        return isinstance(array, np.ndarray) and owns(array)
+
     def scatter_add(self, flat, index, values):
         """flat[index] += values with repeated indices added up; `flat` and `values` are 1-D."""
         np.add.at(flat, index, values)
@@ -79,6 +85,11 @@ class Device:
     def synchronize(self):
         """Wait until all work queued on the device is done."""
 
+
+
+def address(array):
+    """Where the memory of an array, NumPy's or CuPy's, begins."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
 cpu = Device()

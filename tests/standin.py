@@ -9,6 +9,7 @@ as a synchronisation in `syncs`. tests/test_standin.py compares names and argume
 
 from __future__ import annotations
 
+import ctypes
 import math
 import types
 import weakref
@@ -653,3 +654,70 @@ cuda = types.SimpleNamespace(
 
 def get_default_memory_pool():
     return _pool
+
+
+# ---- cuBLAS: the two calls that kernels/cuda/gemm.py makes, on addresses as the library does them -------------------
+
+
+def _memory(pointer, kind, leading, columns):
+    """Column-major memory of (leading, columns) elements at an address, as an array."""
+    dtype = _CUDA_DTYPES[kind]
+    raw = (ctypes.c_char * (leading * columns * dtype.itemsize)).from_address(pointer)
+    return np.frombuffer(raw, dtype).reshape(columns, leading).T, dtype
+
+
+def _blas_operand(pointer, kind, leading, operation, rows, columns):
+    """op(X), (rows, columns)."""
+    if operation:
+        rows, columns = columns, rows
+    if leading < rows:
+        raise ValueError(f"cuBLAS: leading dimension {leading} below {rows}")
+    whole, _ = _memory(pointer, kind, leading, columns) if rows and columns else (np.zeros((leading, columns)), None)
+    x = whole[:rows]
+    return x.T if operation else x
+
+
+class _Cublas:
+    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 70, 77
+    calls: list = []
+
+    def gemmEx(self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc,
+               computeType, algo):
+        self.calls.append(("gemmEx", m, n, k, lda, ldb, ldc, Ctype, computeType))
+        self._multiply(transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, computeType)
+
+    def gemmStridedBatchedEx(self, handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb,
+                             strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType, algo):
+        self.calls.append(("gemmStridedBatchedEx", m, n, k, lda, ldb, ldc, Ctype, computeType))
+        for i in range(batchCount):
+            a, b, c = (p + i * s * _CUDA_DTYPES[t].itemsize
+                       for p, s, t in ((A, strideA, Atype), (B, strideB, Btype), (C, strideC, Ctype)))
+            self._multiply(transa, transb, m, n, k, alpha, a, Atype, lda, b, Btype, ldb, beta, c, Ctype, ldc,
+                           computeType)
+
+    def _multiply(self, transa, transb, m, n, k, alpha, A, Atype, lda, B, Btype, ldb, beta, C, Ctype, ldc, compute):
+        if Atype != Btype or (Atype, Ctype) not in {(t, t) for t in _CUDA_DTYPES} | {(2, 0), (14, 0)}:
+            raise ValueError("cuBLAS: types that do not go together")
+        if (compute == self.CUBLAS_COMPUTE_64F) != (Atype == 1):
+            raise ValueError("cuBLAS: the compute type does not fit")
+        wide = ctypes.c_double if compute == self.CUBLAS_COMPUTE_64F else ctypes.c_float
+        alpha, beta = (wide.from_address(p).value for p in (alpha, beta))
+        a, b = _blas_operand(A, Atype, lda, transa, m, k), _blas_operand(B, Btype, ldb, transb, k, n)
+        c, dtype = _memory(C, Ctype, ldc, n)
+        product = alpha * (_wide(a) @ _wide(b))
+        out = c[:m]
+        out[...] = (product if beta == 0 else product + beta * _wide(out)).astype(dtype)
+
+
+_CUDA_DTYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16)}
+try:
+    import ml_dtypes
+
+    _CUDA_DTYPES[14] = np.dtype(ml_dtypes.bfloat16)
+except ImportError:
+    pass
+cuda.cublas = _Cublas()
+cuda.device = types.SimpleNamespace(get_cublas_handle=lambda: 1)
+for _name, _value in {"CUDA_R_32F": 0, "CUDA_R_64F": 1, "CUDA_R_16F": 2, "CUDA_R_16BF": 14}.items():
+    setattr(cuda.runtime, _name, _value)

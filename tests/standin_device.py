@@ -10,6 +10,7 @@ import standin
 
 import tensorgrad as tg
 from tensorgrad.cuda_device import CudaDevice
+from tensorgrad.kernels.cuda import launch
 
 devices = sys.modules["tensorgrad.device"]  # the package has a function of that name
 MAKERS = """tensor as_tensor full zeros ones empty arange linspace eye rand randn randint randperm
@@ -46,3 +47,30 @@ class OnDevice:
             return thing(*args, device=device or self._device, **options)
 
         return make
+
+
+class Emulated:
+    """Launches the kernels of the stand-in's arrays on the CPU emulation of their sources; `names` keeps what ran."""
+
+    def __init__(self):
+        from cuda_emulator import Emulator
+
+        self.emulator, self.names = Emulator(), []
+
+    def launch(self, name, types, *values):
+        self.names.append(name)
+        self.emulator.launch(name, types, *(v._a if isinstance(v, standin.ndarray) else v for v in values))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """As `gpu`, with the CUDA kernels; returns what launches them."""
+    from cuda_emulator import has_compiler
+
+    if not has_compiler():
+        pytest.skip("the CUDA kernels are compiled for the CPU with g++, which is not installed")
+    install(monkeypatch)
+    launcher = Emulated()
+    launch.use(standin, launcher)
+    yield launcher
+    launch.use(standin, None)

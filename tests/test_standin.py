@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import standin
 from op_cases import CASES
-from standin_device import OnDevice, gpu  # noqa: F401
+from standin_device import OnDevice, gpu, kernels  # noqa: F401
 from test_ops import array, differentiable, flat
 
 import tensorgrad as tg
@@ -31,6 +31,10 @@ def run(lib, case, sample):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_operation(case, gpu):  # noqa: F811
+    _every(case)
+
+
+def _every(case):
     failures = []
     for number, sample in enumerate(case.samples):
         try:
@@ -38,6 +42,12 @@ def test_every_operation(case, gpu):  # noqa: F811
         except Exception as error:
             failures.append(f"sample {number}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name.startswith("nn.functional") or c.name in (
+    "matmul", "bmm", "softmax", "einsum")], ids=lambda case: case.name)
+def test_operations_with_kernels(case, kernels):  # noqa: F811
+    _every(case)
 
 
 def _same(cpu, cuda, leaves):

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 import standin
-from standin_device import gpu, install  # noqa: F401
+from standin_device import gpu, install, kernels  # noqa: F401
 
 import tensorgrad as tg
 from gpt import GPT, GPTConfig
@@ -20,7 +20,7 @@ from tensorgrad.nn import functional as F
 from tensorgrad.nn.utils import clip_grad_norm_, clip_grad_value_
 
 VARIANTS = {
-    "gpt2": {},
+    "gpt2": dict(bias=True),
     "llama": dict(position="rotary", norm="rmsnorm", activation="swiglu", n_kv_head=1, tie_weights=False, bias=False),
     "others": dict(position="sinusoidal", activation="relu2", norm_position="post", qk_norm=True),
 }
@@ -297,3 +297,31 @@ def test_device_out_of_range(gpu, monkeypatch):  # noqa: F811
     with pytest.raises(tg.DeviceError, match="unknown device"):
         tg.ones(1, device="tpu")
     assert isinstance(tg.device("cuda"), CudaDevice)
+
+
+# ---- with the CUDA kernels, emulated ---------------------------------------------------------------------------------
+
+EXPECTED = {
+    "gpt2": {"layer_norm_forward", "layer_norm_backward", "gelu_forward", "gelu_backward", "bias_add", "column_sum"},
+    "llama": {"rms_norm_forward", "rms_norm_backward", "swiglu_forward", "swiglu_backward"},
+    "others": {"layer_norm_forward", "relu2_forward", "relu2_backward"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_with_kernels_equals_the_cpu(name, kernels):  # noqa: F811
+    cpu, cuda = train("cpu", **VARIANTS[name]), train("cuda", **VARIANTS[name])
+    np.testing.assert_allclose(cuda[0], cpu[0], rtol=1e-5)
+    for a, b in zip(cuda[1], cpu[1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert cuda[2] == [] and EXPECTED[name] <= set(kernels.names)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_training_in_16_bits_with_kernels(dtype, kernels):  # noqa: F811
+    pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes")
+    with tg.autocast(dtype):
+        found = {device: train(device, parts=2, vocab_size=301) for device in ("cpu", "cuda")}  # odd: rows are padded
+    np.testing.assert_allclose(found["cuda"][0], found["cpu"][0], rtol=0.02)
+    assert found["cuda"][2] == []
+    assert all(np.isfinite(p).all() and p.dtype == np.float32 for p in found["cuda"][1])

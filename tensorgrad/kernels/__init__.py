@@ -2,6 +2,7 @@
 
     reference           whole-array NumPy or CuPy, the readable one; every device has it
     threaded            NumPy on a CPU, in cache-sized blocks over the pool
+    cuda.routines       kernels and cuBLAS on a GPU
     compiled            Numba on a CPU (extra `fast`), one pass each; compiled_attention beside it
 
 TENSORGRAD_LEVEL chooses: composed (no fused routine at all: ops/composed.py), reference, numpy (threaded), numba
@@ -26,10 +27,14 @@ _half = {}  # by the module that they are made of
 def routines(device, dtype=None):
     """The module of routines for arrays on `device`; loaded when the first one is asked for. `dtype` (needed where it
     may be a 16-bit one): that of the arrays which the routine is about."""
-    if device.type != "cpu" or LEVEL in ("composed", "reference"):
+    if LEVEL in ("composed", "reference"):
         best = reference
-    else:
+    elif device.type == "cpu":
         best = _routines or _load()
+    else:
+        from .cuda import routines as best
+
+        return best  # for 16 bits too
     if dtype is None or dtype.itemsize != 2 or not is_half(dtype):
         return best
     if best not in _half:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..creation import zeros
+from ..device import address
 from ..engine import wrap
 from ..kernels import routines
 from ..tensor import Tensor
@@ -34,11 +35,11 @@ def merged(arrays):
     runs = []
     for array in arrays:
         base = array.base
-        joins = isinstance(base, np.ndarray) and base.ndim == 1 and base.dtype == array.dtype
+        joins = hasattr(base, "ndim") and base.ndim == 1 and base.dtype == array.dtype
         if not joins or not array.flags.c_contiguous:
             runs.append([None, 0, 0, array])
             continue
-        start = (array.ctypes.data - base.ctypes.data) // array.itemsize
+        start = (address(array) - address(base)) // array.itemsize
         if runs and runs[-1][0] is base and 0 <= start - runs[-1][2] < 64 // array.itemsize:
             runs[-1][2] = start + array.size
         else:

@@ -10,7 +10,6 @@ from .. import dtypes
 from ..engine import Op, apply, modes, wrap
 from ..errors import OpIndexError, OpTypeError
 from ..kernels.half import is_half
-from ..kernels.memory import owns
 
 quiet = np.errstate(all="ignore")  # decorates forward: log(0) is -inf and 0/0 nan without a warning, as in PyTorch
 
@@ -165,12 +164,13 @@ _ALONE = _holders([(np.empty(2)[:1],)], 0)
 
 def take_saved(ctx, i):
     """In backward: the i-th saved array, for its memory to be overwritten, where that can be seen by nobody: nothing
-    saved is needed again, no Tensor, NumPy array, view or other operation holds it, and its memory is NumPy's own. Else
+    saved is needed again, no Tensor, array, view or other operation holds it, and its memory is the library's own. Else
     None. Once it is taken, a second backward fails as after a complete one, even where this one is interrupted."""
     entries = ctx._saved
     array = entries[i][0]
-    memory = array if owns(array) else array.base
-    if ctx.retain or not isinstance(memory, np.ndarray) or not owns(memory) or not array.flags.writeable:
+    memory = array if ctx.device.owns(array) else array.base
+    is_writeable = getattr(array.flags, "writeable", 0 not in array.strides)  # CuPy has no such flag
+    if ctx.retain or memory is None or not ctx.device.owns(memory) or not is_writeable:
         return None
     viewed = array is not memory
     del array, memory

@@ -8,14 +8,11 @@ when next used. Under no_grad only the memory and the version counter change.
 import numpy as np
 
 from .. import dtypes
+from ..device import address
 from ..engine import Leaf, Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
 from .common import cast, is_tensor, scalar
 from .indexing import Put, SetItem, Take
-
-
-def _address(array):
-    return array.data.ptr if hasattr(array.data, "ptr") else array.__array_interface__["data"][0]
 
 
 def _offsets(array):
@@ -30,7 +27,7 @@ def positions_in(base, view):
     """For each element of `view`, its position in the flattened `base`, whose memory it shares."""
     own = _offsets(base).reshape(-1)
     order = np.argsort(own)
-    return order[np.searchsorted(own, (_offsets(view) + (_address(view) - _address(base))).reshape(-1), sorter=order)]
+    return order[np.searchsorted(own, (_offsets(view) + (address(view) - address(base))).reshape(-1), sorter=order)]
 
 
 class WriteView(Op):

@@ -1,8 +1,7 @@
 """Joining and cutting along a dimension: cat, split, chunk, unbind."""
 
-import numpy as np
-
 from .. import dtypes
+from ..device import address
 from ..engine import Op, apply, modes, wrap
 from ..errors import OpError, OpIndexError, OpTypeError
 from .common import cast, dim_index, is_tensor
@@ -34,7 +33,7 @@ class Split(Op):
         return tuple(out)
 
     def backward(ctx, *gradients):
-        if not modes.grad and (whole := _side_by_side(gradients, ctx.dim)) is not None:
+        if not modes.grad and (whole := _side_by_side(ctx.xp, gradients, ctx.dim)) is not None:
             return wrap(whole, ctx.device)
         filled = [
             wrap(ctx.xp.zeros(shape, dtype), ctx.device) if g is None else g
@@ -43,15 +42,15 @@ class Split(Op):
         return filled[0]._cat(filled[1:], ctx.dim)
 
 
-def _side_by_side(gradients, dim):
+def _side_by_side(xp, gradients, dim):
     """The array of which the gradients are consecutive parts in memory, as attention's are, or None: no copy needed."""
     arrays = [None if g is None else g.array for g in gradients]
     first = arrays[0]
-    if not all(isinstance(a, np.ndarray) and a.size and a.strides == first.strides for a in arrays):
+    if not all(a is not None and a.size and a.strides == first.strides for a in arrays):
         return None
-    place = first.ctypes.data
+    place = address(first)
     for a in arrays:
-        if a.ctypes.data != place:
+        if address(a) != place:
             return None
         place += a.shape[dim] * a.strides[dim]
     outer = [s for d, s in enumerate(first.strides) if d < dim]
@@ -59,7 +58,7 @@ def _side_by_side(gradients, dim):
     if outer and min(outer) < total * first.strides[dim]:
         return None  # parts of a larger row, between which something else may lie
     shape = (*first.shape[:dim], total, *first.shape[dim + 1 :])
-    return np.lib.stride_tricks.as_strided(first, shape, first.strides)
+    return xp.lib.stride_tricks.as_strided(first, shape, first.strides)
 
 
 class JoiningMethods:
