@@ -15,6 +15,7 @@ The glass-box page of the server (serving/glassbox.py) shows these numbers.
 """
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def attention_maps(model, idx):
 def logit_lens(model, idx):
     """What the head reads from the residual stream after each layer, for idx (B, T): a list of logits (B, T, V). The
     last is the model's own output."""
-    return [_read(model, stream) for _, stream in _trace(model, idx)]
+    return [model.lm_head(_normed(model, stream)) for _, stream in _trace(model, idx)]
 
 
 @tg.no_grad()
@@ -83,26 +84,36 @@ def inspect_text(model, tokenizer, text, top=5):
         raise UserError(f"the text has {len(ids)} tokens; to look inside, give 1 to {model.config.block_size}, the "
                         "model's block_size")
     idx = tg.tensor([ids], device=next(model.parameters()).device)             # (1, T)
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         attention, lens = [], []
         for probabilities, stream in _trace(model, idx):
             attention.append(probabilities[0].cpu().numpy())                   # (H, T, T)
             losses, ranks, likeliest = [], [], []
-            for start, logprobs in _told(model, stream):                       # (n, V), n positions at a time
+            for start, logprobs in _told(model, _normed(model, stream)):       # (n, V), n positions at a time
                 likeliest += [largest(row, top) for row in logprobs.exp()]
-                following = ids[start + 1:start + 1 + len(logprobs)]
-                actual = tg.tensor(following, dtype=tg.int64).reshape(-1, 1)   # (n, 1); the last of all has none
-                logprobs = logprobs[:len(following)]
-                told = logprobs.gather(1, actual)
-                losses += (-told).reshape(-1).tolist()
-                ranks += (logprobs > told).sum(dim=1).tolist()
+                _score(logprobs, ids[start + 1:], losses, ranks)
             lens.append(likeliest)
-    finally:
-        model.train(was_training)
     losses = tg.tensor(losses, dtype=logprobs.dtype).numpy()                   # (T - 1,), by the last layer
     return Inspection(ids, [show_token(tokenizer, i) for i in ids], attention, losses, ranks, lens)
+
+
+@tg.no_grad()
+def text_losses(model, ids):
+    """Loss (nats) and rank of every token of `ids` but the first, however long the text: three lists of T - 1.
+
+    A text longer than block_size is read in windows, each of which begins with the last half of the one before, so that
+    no token is predicted from less; the third list says where the window of each prediction begins."""
+    size, device = model.config.block_size, next(model.parameters()).device
+    losses, ranks, starts, begin = [], [], [], 0
+    with _evaluating(model):
+        while len(losses) < len(ids) - 1:
+            known = len(losses) - begin                                        # positions that have been seen to
+            hidden = model.hidden(tg.tensor([ids[begin:begin + size]], device=device))[:, known:]  # (1, n, C)
+            for start, logprobs in _told(model, hidden):
+                _score(logprobs, ids[begin + known + start + 1:], losses, ranks)
+            starts += [begin] * (len(losses) - len(starts))
+            begin = len(losses) - size // 2
+    return losses, ranks, starts
 
 
 @tg.no_grad()
@@ -201,19 +212,38 @@ def _trace(model, idx):
         yield F.softmax(scores.masked_fill(past.logical_not(), -float("inf")), dim=-1), x
 
 
-def _read(model, stream):
-    """Logits (B, T, V) that the head reads from a residual stream (B, T, C)."""
-    if model.config.norm_position == "pre":
-        stream = model.transformer.ln_f(stream)
-    return model.lm_head(stream)
+def _normed(model, stream):
+    """What the head reads from a residual stream (B, T, C)."""
+    return model.transformer.ln_f(stream) if model.config.norm_position == "pre" else stream
 
 
-def _told(model, stream):
-    """(number of the first position, log-probabilities (n, V)) read from a stream (1, T, C), some positions at a time;
-    on the CPU."""
+def _told(model, hidden):
+    """(number of the first position, log-probabilities (n, V)) that the head gives for (1, T, C), some positions at a
+    time; on the CPU."""
     n = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
-    for start in range(0, stream.size(1), n):
-        yield start, F.log_softmax(_read(model, stream[:, start:start + n])[0].cpu(), dim=-1)
+    for start in range(0, hidden.size(1), n):
+        yield start, F.log_softmax(model.lm_head(hidden[:, start:start + n])[0].cpu(), dim=-1)
+
+
+def _score(logprobs, following, losses, ranks):
+    """Append the losses and ranks of the tokens that follow positions with these log-probabilities (n, V); the last
+    position of a text has none."""
+    following = following[:len(logprobs)]
+    logprobs = logprobs[:len(following)]
+    told = logprobs.gather(1, tg.tensor(following, dtype=tg.int64).reshape(-1, 1))  # (n, 1)
+    losses += (-told).reshape(-1).tolist()
+    ranks += (logprobs > told).sum(dim=1).tolist()
+
+
+@contextmanager
+def _evaluating(model):
+    """The model in evaluation mode, afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 # ---- pictures ----

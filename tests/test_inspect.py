@@ -17,6 +17,7 @@ from gpt.inspect import (
     next_tokens,
     show_token,
     table,
+    text_losses,
     token_losses,
     write_pngs,
 )
@@ -128,6 +129,25 @@ def test_long_texts_are_read_in_parts(monkeypatch):
         assert parts.ranks == whole.ranks
         for ours, theirs in zip(sum(parts.lens, []), sum(whole.lens, []), strict=True):
             assert [i for i, _ in ours] == [i for i, _ in theirs]
+
+
+@pytest.mark.parametrize("positions", [1, 3, 1000])
+def test_losses_of_long_texts(positions, monkeypatch):
+    """Each token as predicted from the window that is said; no token from less than half a window."""
+    model = lively("modern").train()
+    monkeypatch.setattr("gpt.inspect._LOGITS_AT_ONCE", positions * 11)
+    ids = np.random.default_rng(0).integers(11, size=21).tolist()              # block_size is 8
+    losses, ranks, starts = text_losses(model, ids)
+    assert model.training and len(losses) == len(ranks) == len(starts) == 20 and starts[0] == 0 and starts[8] == 4
+    for i, start in enumerate(starts):
+        assert min(i + 1, 4) <= i + 1 - start <= 8
+        with tg.no_grad():
+            logits = model.eval()(tg.tensor([ids[start:i + 1]]))[0][0, 0]
+        logprobs = tg.nn.functional.log_softmax(logits, dim=-1).numpy()
+        np.testing.assert_allclose(losses[i], -logprobs[ids[i + 1]], rtol=1e-9)
+        assert ranks[i] == (logprobs > logprobs[ids[i + 1]]).sum()
+    np.testing.assert_allclose(losses[:7], inspect_text(model, LETTERS, ids[:8]).losses, rtol=1e-9)
+    assert text_losses(model, [3]) == ([], [], [])
 
 
 SETTINGS = [{}, {"temperature": 0.5}, {"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.3}, {"temperature": 0},
