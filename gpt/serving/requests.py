@@ -61,7 +61,7 @@ def read_chat(content, engine, config):
     """The Wanted of a body of /v1/chat/completions. Raises ServingError."""
     fields = Fields(content)
     model, adapter, scale = _model(fields, engine)
-    prompt = _conversation(fields.any("messages"), engine.tokenizer)
+    prompt = conversation(fields.any("messages"), engine.tokenizer)
     n = fields.integer("n", 1, 1)
     _check_choices(n, config)
     _check_length(len(prompt), 0, engine)
@@ -146,7 +146,7 @@ def encode(tokenizer, text, param):
         raise wrong(param, str(error)) from None
 
 
-def _conversation(messages, tokenizer):
+def conversation(messages, tokenizer):
     """The ids of a conversation."""
     if messages is None:
         raise ServingError(400, "messages: give the conversation so far", "missing_field", "messages")
