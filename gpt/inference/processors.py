@@ -90,9 +90,11 @@ class Sampler:
         if settings.temperature == 0:
             token = processed.argmax().item()
         else:
-            kept = filter_logits(processed.unsqueeze(0), settings.temperature, settings.top_k, settings.top_p,
-                                 settings.min_p)                               # (1, V)
-            token = tg.multinomial(F.softmax(kept, dim=-1), 1, generator=self.generator).item()
+            ids, among = shortlist(processed, settings.top_k)
+            kept = filter_logits(among.unsqueeze(0), settings.temperature, settings.top_k, settings.top_p,
+                                 settings.min_p)                               # (1, n)
+            place = tg.multinomial(F.softmax(kept, dim=-1), 1, generator=self.generator).item()
+            token = place if ids is None else int(ids[place])
         if settings.penalizes:
             self.seen.add(token)
             self.written[token] += 1
@@ -119,6 +121,17 @@ def penalize(logits, settings, seen, written):
         ids = tg.tensor([int(i) for i in settings.logit_bias])
         logits[ids] = logits[ids] + tg.tensor([float(b) for b in settings.logit_bias.values()], dtype=logits.dtype)
     return logits
+
+
+def shortlist(logits, top_k):
+    """(ids, their logits) of the top_k largest of logits (V,) and what equals the least of them, by rising id: what
+    follows then costs as little as top_k tokens do. (None, logits) where all are wanted."""
+    if top_k is None or top_k >= logits.size(0):
+        return None, logits
+    ordered = logits.array.copy()
+    ordered.partition(ordered.size - top_k)
+    ids = (logits.array >= ordered[ordered.size - top_k]).nonzero()[0]
+    return ids, tg.from_numpy(logits.array[ids])
 
 
 def check_bias(settings, vocab_size):

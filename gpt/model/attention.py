@@ -56,14 +56,18 @@ class CausalSelfAttention(nn.Module):
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None:
-            length, *rope = self.rope
-            last = T - 1 if step is None else step.last_position
-            while length <= last:
-                length *= 2
-            cos, sin = rotary_table(length, *rope, q.dtype, q.device, self.rope_stretch)  # (length, hs) each
-            cos, sin = (t[:T] if step is None else step.at_positions(t) for t in (cos, sin))
-            q, k = F.rotary(q, k, cos, sin)
+            q, k = F.rotary(q, k, *self.rotary(T, step, q.dtype, q.device))
         return q, k, v
+
+    def rotary(self, T, step=None, dtype=tg.float32, device="cpu"):
+        """(cos, sin) of the positions of T tokens, (T, hs) each, or (B, 1, T, hs) where the rows of `step` stand
+        apart."""
+        length, *rope = self.rope
+        last = T - 1 if step is None else step.last_position
+        while length <= last:
+            length *= 2
+        tables = rotary_table(length, *rope, dtype, tg.device(device), self.rope_stretch)      # (length, hs) each
+        return tuple(table[:T] if step is None else step.at_positions(table) for table in tables)
 
 
 def window_mask(T, window, device):

@@ -33,6 +33,7 @@ class KVCache:
         self.layers = [LayerCache(*(tg.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2)))
                        for _ in range(config.n_layer)]
         self.lengths = [0] * rows
+        self.fused = {}  # what fused.py keeps here
 
     def copy_row(self, source, target):
         """Make row `target` a copy of row `source`."""
@@ -80,7 +81,7 @@ class Step:
 
     def __init__(self, cache, first, starts, counts, width):
         self.cache, self.first, self.rows, self.width = cache, first, len(starts), width
-        self.counts, self.layer = counts, -1
+        self.starts, self.counts, self.layer = starts, counts, -1
         device = cache.layers[0].keys.device
         self.together = len(set(starts)) == 1                                  # do all rows stand at the same place?
         self.padded = len(set(counts)) > 1
@@ -95,14 +96,18 @@ class Step:
                                        device=device)                          # (B, T)
         self.seen = min(max(start + count for start, count in zip(starts, counts, strict=True)), cache.length)
         self.mask = None
+
+    def _begin(self):
+        """What all layers share: the mask of what may be looked at, and where rows that stand apart are stored."""
+        cache, device, width = self.cache, self.cache.layers[0].keys.device, self.width
         if not self.fresh and not (self.together and width == 1):
             slots = tg.arange(self.seen, device=device)                        # (S,)
             self.mask = slots <= self.positions.reshape(-1, 1, width, 1)       # (B or 1, 1, T, S)
         if self.padded or not self.together:
-            pairs = [(i, start + t, t) for i, (start, count) in enumerate(zip(starts, counts, strict=True))
+            pairs = [(i, start + t, t) for i, (start, count) in enumerate(zip(self.starts, self.counts, strict=True))
                      for t in range(count)]
             row, position, t = (tg.tensor(part, device=device) for part in zip(*pairs, strict=True))
-            self.places = (row + first).array, (position % cache.length).array, row.array, t.array
+            self.places = (row + self.first).array, (position % cache.length).array, row.array, t.array
 
     def at_positions(self, table):
         """Rows of a table (positions, n) for the new tokens: (T, n), or (B, 1, T, n) where texts stand apart."""
@@ -114,6 +119,8 @@ class Step:
         """Store the new keys and values (B, nkv, T, hs) of the next layer; returns what its queries may look at, each
         (B, nkv, S, hs), to be used with `mask`, or causally where `fresh`."""
         self.layer += 1
+        if self.layer == 0:
+            self._begin()
         layer = self.cache.layers[self.layer]
         for tensor, new in ((layer.keys, k), (layer.values, v)):
             if self.padded or not self.together:

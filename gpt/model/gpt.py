@@ -11,6 +11,7 @@ from .attention import CausalSelfAttention
 from .cache import KVCache, next_logits
 from .config import GPTConfig
 from .ffn import MLP
+from .fused import fused_step
 from .norms import make_norm
 from .positions import sinusoidal_table
 from .sampling import check_sampling, next_token
@@ -92,6 +93,9 @@ class GPT(nn.Module):
         """Logits (B, V) after the last of each row's new tokens, idx (B, T), padded on the right; see `next_logits`."""
         if step.fresh:
             self._check_ids(idx)
+        logits = fused_step(self, idx, step)
+        if logits is not None:
+            return logits
         x = self.hidden(idx, step)                                             # (B, T, C)
         if step.padded:
             x = x[tg.arange(step.rows, device=idx.device), tg.tensor(step.counts, device=idx.device) - 1]  # (B, C)

@@ -1,13 +1,15 @@
-"""Greedy decoding with a key-value cache, one text and eight at once, float32, random weights."""
+"""Greedy decoding with a key-value cache, one text and eight at once, random weights, float32; ours with weights stored
+in fewer bits too."""
 import importlib.util
 import time
 from typing import NamedTuple
 
 import numpy as np
 
-from .runner import Contender, contenders, middle, print_table, take_turns, times_before, times_faster
+from .runner import ROOT, Contender, contenders, middle, print_table, take_turns, times_before, times_faster
 
 PROMPT, NEW_TOKENS, BATCHES = 16, 128, (1, 8)
+STORAGE = ("bfloat16", "int8")
 
 
 class Shape(NamedTuple):
@@ -31,17 +33,21 @@ def report(options):
             skipped["transformers"] = f"{' and '.join(missing)} not installed"
         else:
             chosen.append(Contender("transformers", mode="eager"))
-        found = []
+        chosen += [Contender(f"{c.name} {kind}", kind, c.level, required=True) for kind in STORAGE for c in chosen
+                   if c.mode == "ours" and c.root == str(ROOT)]
+        found, single = [], {}
         for batch in BATCHES:
             results = take_turns([c for c in chosen if c.name not in skipped], "generate", options, skipped, size=size,
                                  batch=batch, steps=options.steps or NEW_TOKENS)
+            single |= {c: middle(own, "tokens_per_s") for c, own in results.items() if batch == BATCHES[0]}
             found += [{"size": size, "batch": batch, "contender": contender.name, "ms": middle(own, "ms"),
                        "tokens_per_s": middle(own, "tokens_per_s"), "ms_per_token": middle(own, "ms_per_token"),
+                       "throughput_vs_single": middle(own, "tokens_per_s") / single[contender],
                        "speed_vs_torch": times_faster(results, contender, "ms"),
                        "speed_vs_before": times_before(results, contender, "ms"), "rounds": own}
                       for contender, own in results.items()]
-        head = [f"generate {size}", "batch", "tokens/s", "ms/step", "torch/ours"]
-        keys = ["contender", "batch", "tokens_per_s", "ms_per_token", "speed_vs_torch"]
+        head = [f"generate {size}", "batch", "tokens/s", "ms/step", "x single", "torch/ours"]
+        keys = ["contender", "batch", "tokens_per_s", "ms_per_token", "throughput_vs_single", "speed_vs_torch"]
         if options.against:
             head.append(f"{options.against}/ours")
             keys.append("speed_vs_before")
@@ -57,7 +63,7 @@ def report(options):
 def measure(spec):
     """Time for a whole continuation, the prompt's reading included."""
     ids = np.random.default_rng(0).integers(0, SHAPES[spec["size"]].vocab, (spec["batch"], PROMPT))
-    write = (_ours if spec["mode"] == "ours" else _transformers)(SHAPES[spec["size"]], ids, spec["threads"])
+    write = (_transformers if spec["mode"] == "eager" else _ours)(SHAPES[spec["size"]], ids, spec)
     new = spec["steps"]
     write(min(new, 4))
     started = time.perf_counter()
@@ -68,21 +74,23 @@ def measure(spec):
     return {"ms": 1e3 * seconds, "tokens_per_s": spec["batch"] * new / seconds, "ms_per_token": 1e3 * seconds / new}
 
 
-def _ours(shape, ids, threads):
+def _ours(shape, ids, spec):
     import tensorgrad as tg
     from gpt import GPT, GPTConfig
 
     model = GPT(GPTConfig(block_size=1024, vocab_size=shape.vocab, n_layer=shape.layers, n_head=shape.heads,
                           n_embd=shape.width, bias=True, activation="gelu_tanh")).eval()
+    if spec["mode"] in STORAGE:
+        tg.nn.quantize(model, spec["mode"])
     idx = tg.from_numpy(ids)
     return lambda new: model.generate(idx, new, temperature=0).shape[1]
 
 
-def _transformers(shape, ids, threads):
+def _transformers(shape, ids, spec):
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(spec["threads"])
     model = GPT2LMHeadModel(GPT2Config(vocab_size=shape.vocab, n_layer=shape.layers, n_head=shape.heads,
                                        n_embd=shape.width, bos_token_id=0, eos_token_id=None)).eval()
     idx = torch.from_numpy(ids)
