@@ -137,11 +137,12 @@ def test_a_model(kind, changes):
     assert one.ids == two.ids
 
 
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
 @each_kind
-def test_lora_on_it(kind):
+def test_lora_on_it(kind, dora):
     model = nn.quantize(make_model(**MODERN), kind)
     bits = {name: p.array.copy() for name, p in model.named_parameters()}
-    inject(model, LoRAConfig(r=4, target_modules="all-linear"))
+    inject(model, LoRAConfig(r=4, target_modules="all-linear", use_dora=dora))
     trained = [p for p in model.parameters() if p.requires_grad]
     assert adapter_names(model) == ["default"] and all(p.dtype == tg.float32 for p in trained)
     ids = np.random.default_rng(0).integers(0, 97, (4, 24))

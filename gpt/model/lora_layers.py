@@ -80,7 +80,10 @@ class LowRank(Part):
         return self.lora_magnitude_vector / lengths
 
     def _rows_of(self, weight):
-        return weight.detach()[slice(*self.target.rows)].to(tg.promote_types(weight.dtype, tg.float32))
+        rows = slice(*self.target.rows)
+        if isinstance(weight, nn.PackedWeight):
+            return weight.widened(rows)
+        return weight.detach()[rows].to(tg.promote_types(weight.dtype, tg.float32))
 
 
 class LowRankEmbedding(Part):
@@ -131,7 +134,8 @@ class Adapted:
         """Compute with weight + what the active adapters add, in a weight of its own."""
         if self.is_merged or not self.active:
             return
-        weight = self.weight.detach().clone()                                  # (out, in)
+        packed = isinstance(self.weight, nn.PackedWeight)                      # its bits would not do: float32 then
+        weight = self.weight.widened() if packed else self.weight.detach().clone()               # (out, in)
         for name in self.active:
             for part in self.adapters[name]:
                 start, stop = part.target.rows
@@ -143,7 +147,8 @@ class Adapted:
         """Take back the weight that `merge` put aside: the same bits."""
         if self.is_merged:
             merged, self.weight = self.weight, self._unmerged[0]
-            if (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype):  # moved in between
+            moved = (merged.device, merged.dtype) != (self.weight.device, self.weight.dtype)      # in between
+            if moved and not isinstance(self.weight, nn.PackedWeight):
                 self.weight.data = self.weight.data.to(device=merged.device, dtype=merged.dtype)
             self._unmerged = None
 

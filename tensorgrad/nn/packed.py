@@ -31,6 +31,7 @@ class PackedWeight(Parameter):
                             "or train LoRA adapters on it")
         return self
 
-    def widened(self):
-        """The values as a float32 Tensor of its own."""
-        return wrap(packed.widen(np, self.array, self.scale), self.device)
+    def widened(self, rows=slice(None)):
+        """The values, or those of some rows, as a float32 Tensor of its own."""
+        scale = None if self.scale is None else self.scale[rows]
+        return wrap(packed.widen(np, self.array[rows], scale), self.device)
