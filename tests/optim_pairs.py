@@ -22,6 +22,7 @@ OPTIMIZERS = {
 }
 SHAPES = [(3, 4), (7,), (), (300, 250), (1, 5, 2)]
 MATRICES = [(3, 4), (9, 2), (300, 250), (5, 5)]
+ALIKE = [*MATRICES, (3, 4), (300, 250), (3, 4), (1, 6)]  # some of one shape
 
 
 def twins(shapes, dtype):

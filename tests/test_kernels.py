@@ -372,21 +372,23 @@ def test_gemm_names_shapes_that_do_not_fit():
 
 @each_dtype
 @pytest.mark.parametrize("n", [0, 1, 7, 5001, 65536, 200003])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adamw(kernels, dtype, n, weight_decay, rng):
+@pytest.mark.parametrize("weight_decay, scale", [(0.0, 1.0), (0.1, 1.0), (0.1, 0.3), (0.0, 1e-25)])
+def test_adamw(kernels, dtype, n, weight_decay, scale, rng):
     lr, (beta1, beta2), eps = 1e-2, (0.9, 0.95), 1e-8
     p = normal(rng, (n,), dtype)
     want = p.astype(np.float64)
     m, v = np.zeros(n, dtype), np.zeros(n, dtype)
     m64, v64 = np.zeros(n), np.zeros(n)
     for step in range(1, 5):
-        g = normal(rng, (n,), dtype) * (step != 3)  # the third gradient is 0
+        g = normal(rng, (n,), dtype) * dtype((step != 3) / scale)  # the third gradient is 0
         g[: n // 7] = 0  # and these are 0 always: 0 / (sqrt(0) + eps)
         unchanged(lambda g, step=step: kernels.adamw(np, p, g, m, v, lr=lr, betas=(beta1, beta2), eps=eps,
-                                                     weight_decay=weight_decay, step=step), g)
+                                                     weight_decay=weight_decay, step=step,
+                                                     **({} if scale == 1 else {"grad_scale": scale})), g)
+        g = g.astype(np.float64) * scale
         want *= 1 - lr * weight_decay
         m64 = beta1 * m64 + (1 - beta1) * g
-        v64 = beta2 * v64 + (1 - beta2) * g.astype(np.float64) ** 2
+        v64 = beta2 * v64 + (1 - beta2) * g**2
         want -= lr * (m64 / (1 - beta1**step)) / (np.sqrt(v64 / (1 - beta2**step)) + eps)
     for got, expected, name in ((p, want, "p"), (m, m64, "exp_avg"), (v, v64, "exp_avg_sq")):
         close(got, expected, dtype, name)

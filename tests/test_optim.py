@@ -11,7 +11,17 @@ from tensorgrad.optim import schedules
 from tensorgrad.optim.muon import newton_schulz
 
 torch = pytest.importorskip("torch")
-from optim_pairs import MATRICES, OPTIMIZERS, SHAPES, assert_equal, give_gradients, model_pair, train_pair, twins  # noqa: E402
+from optim_pairs import (  # noqa: E402
+    ALIKE,
+    MATRICES,
+    OPTIMIZERS,
+    SHAPES,
+    assert_equal,
+    give_gradients,
+    model_pair,
+    train_pair,
+    twins,
+)
 
 
 @pytest.fixture
@@ -24,7 +34,7 @@ def full_precision_muon(monkeypatch):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_twenty_steps_in_lockstep(name, dtype, full_precision_muon):
     kind, options = OPTIMIZERS[name]
-    ours, theirs = twins(MATRICES if kind == "Muon" else SHAPES, dtype)
+    ours, theirs = twins(ALIKE if kind == "Muon" else SHAPES, dtype)
     opt, reference = getattr(optim, kind)(ours, **options), getattr(torch.optim, kind)(theirs, **options)
     rng = np.random.default_rng(2)
     for step in range(20):
@@ -64,6 +74,22 @@ def test_training_with_clipping_equals_torch():
     assert_equal(ours.parameters(), theirs.parameters(), "float64")
     train_pair(ours, theirs, opt, reference, steps=3, zero=False)  # gradients accumulate in place
     assert_equal(ours.parameters(), theirs.parameters(), "float64")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_scaled_step_equals_clipping_before_it(name, full_precision_muon):
+    kind, options = OPTIMIZERS[name]
+    ours, theirs = twins(ALIKE if kind == "Muon" else SHAPES, "float64")
+    opt, reference = getattr(optim, kind)(ours, **options), getattr(torch.optim, kind)(theirs, **options)
+    rng = np.random.default_rng(4)
+    for step in range(4):
+        give_gradients(ours, theirs, rng, absent=((), (1,))[step % 2])
+        clip = (0.5, 1e6)[step == 3]
+        torch.nn.utils.clip_grad_norm_(theirs, clip)
+        reference.step()
+        norm = tg.nn.utils.get_total_norm([p.grad for p in ours if p.grad is not None]).item()
+        opt.step(grad_scale=min(1.0, clip / (norm + 1e-6)))
+        assert_equal(ours, theirs, "float64")
 
 
 # ---- state_dict ----

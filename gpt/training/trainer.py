@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 
 import tensorgrad as tg
-from tensorgrad.nn.utils import clip_grad_norm_
+from tensorgrad.nn.utils import get_total_norm
 
 from ..errors import UserError
 from ..text import IGNORE_INDEX, check_length
@@ -106,10 +106,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self._accumulate_gradients()
-        norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf).item()
+        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
         self._check_finite("the loss", loss, lr)  # before the weights are touched
         self._check_finite("the gradient norm", norm, lr)
-        self.optimizer.step()
+        clip = self.config.grad_clip
+        self.optimizer.step(grad_scale=min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
         self.optimizer.zero_grad()
         record = {"iter": self.iteration, "loss": loss, "lr": lr, "grad_norm": norm,
                   "tokens_per_s": self._step_tokens / (time.perf_counter() - start)}

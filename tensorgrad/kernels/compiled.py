@@ -352,19 +352,21 @@ def dropout(device, x, p, identity):
 
 
 @njit_fast
-def _adamw(start, stop, p, grad, m, v, decay, beta1, beta2, rate, correction, eps):
+def _adamw(start, stop, p, grad, m, v, decay, beta1, beta2, rate, correction, eps, scale):
     p, grad, m, v = p[start:stop], grad[start:stop], m[start:stop], v[start:stop]
     for i in range(p.size):
-        g = grad[i]
+        g = grad[i] * scale
         a = m[i] + (ONE - beta1) * (g - m[i])
         b = beta2 * v[i] + (ONE - beta2) * g * g
         m[i], v[i] = a, b
         p[i] = p[i] * decay - rate * a / (np.sqrt(b) * correction + eps)
 
 
-def adamw(xp, p, grad, m, v, *, lr, betas, eps, weight_decay, step):
+def adamw(xp, p, grad, m, v, **options):
     if not usable(p, grad, m, v):
-        threaded.adamw(xp, p, grad, m, v, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, step=step)
+        threaded.adamw(xp, p, grad, m, v, **options)
         return
-    numbers = (1 - lr * weight_decay, *betas, lr / (1 - betas[0] ** step), 1 / math.sqrt(1 - betas[1] ** step), eps)
+    lr, betas, step = options["lr"], options["betas"], options["step"]
+    numbers = (1 - lr * options["weight_decay"], *betas, lr / (1 - betas[0] ** step))
+    numbers += (1 / math.sqrt(1 - betas[1] ** step), options["eps"], options.get("grad_scale", 1))
     pool().split(_adamw, p.size, p, grad, m, v, *map(F32, numbers), grain=1 << 14, align=16)

@@ -12,20 +12,28 @@ __all__ = ["adamw", "adamw_block", "add", "scale", "sum_of_squares"]
 # ---- optimizer and gradient norm -------------------------------------------------------------------------------------
 
 
-def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step):
+def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step, grad_scale=1.0):
     """One AdamW step on blocks of memory, in place: first p *= 1 - lr * weight_decay, then with m, v = the moving
-    averages of grad and grad**2 and step = 1, 2, ...
+    averages of g = grad * grad_scale and of g**2, and step = 1, 2, ...
 
         p -= lr * m / (1 - beta1**step) / (sqrt(v / (1 - beta2**step)) + eps)
     """
     beta1, beta2 = betas
     if weight_decay:
         p *= 1 - lr * weight_decay
-    xp.subtract(grad, exp_avg, out=scratch)
+    if grad_scale == 1:
+        xp.subtract(grad, exp_avg, out=scratch)
+    else:
+        xp.multiply(grad, grad_scale, out=scratch)
+        scratch -= exp_avg
     scratch *= 1 - beta1
     exp_avg += scratch
     exp_avg_sq *= beta2
-    xp.multiply(grad, grad, out=scratch)
+    if grad_scale == 1:
+        xp.multiply(grad, grad, out=scratch)
+    else:
+        xp.multiply(grad, grad_scale, out=scratch)  # before it is squared: what is clipped may be huge
+        scratch *= scratch
     scratch *= 1 - beta2
     exp_avg_sq += scratch
     xp.sqrt(exp_avg_sq, out=scratch)

@@ -41,12 +41,14 @@ class AdamW(Adam):
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(params, lr, betas, eps, weight_decay)
 
-    def _update_run(self, group, buffer, first, last, step):
-        update_adamw(buffer, first, last, step, group, group["eps"])
+    def _update_run(self, group, buffer, first, last, step, grad_scale):
+        update_adamw(buffer, first, last, step, group, group["eps"], grad_scale)
 
 
-def update_adamw(buffer, first, last, step, group, eps):
-    """One AdamW step of the parameters first..last-1 of a flat buffer, in one routine."""
+def update_adamw(buffer, first, last, step, group, eps, grad_scale):
+    """One AdamW step of the parameters first..last-1 of a flat buffer, in one routine, which scales the gradients on
+    the way: clipping costs no pass over them."""
+    scaled = {} if grad_scale == 1 else {"grad_scale": grad_scale}
     routines(buffer.device).adamw(
         buffer.device.xp,
         *buffer.run(first, last),
@@ -55,4 +57,5 @@ def update_adamw(buffer, first, last, step, group, eps):
         eps=eps,
         weight_decay=group["weight_decay"],
         step=step,
+        **scaled,
     )

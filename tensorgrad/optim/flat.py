@@ -11,6 +11,7 @@ allocating. Padding keeps every parameter on a 64-byte boundary relative to the 
 from sys import getrefcount
 
 from ..engine import wrap
+from ..kernels import routines
 from ..nn.utils import block_size
 
 _ALIGN = 64  # bytes
@@ -41,16 +42,17 @@ class FlatBuffer:
         for i in range(len(params)):
             self._adopt(i)
 
-    def _view(self, flat, i):
+    def view(self, flat, i):
+        """Parameter i's part of one of the flat arrays, in its shape."""
         start, stop = self.spans[i]
         return flat[start:stop].reshape(self.params[i].shape)
 
     def _views(self, flat):
-        return [self._view(flat, i) for i in range(len(self.params))]
+        return [self.view(flat, i) for i in range(len(self.params))]
 
     def state_of(self, i):
         """name -> Tensor with the shape of `params[i]`: views into the state."""
-        return {name: wrap(self._view(flat, i), self.device) for name, flat in self.state.items()}
+        return {name: wrap(self.view(flat, i), self.device) for name, flat in self.state.items()}
 
     def fits(self, i):
         """Can `params[i]`, whose array somebody may have replaced, live here?"""
@@ -110,6 +112,14 @@ class FlatBuffer:
         """The memory of parameters first..last-1: (data, grad, *states), 1-D arrays."""
         span = slice(self.spans[first][0], self.spans[last - 1][1])
         return [array[span] for array in (self.data, self.grad, *self.state.values())]
+
+    def scale_gradients(self, first, last, factor):
+        """Multiply the gradients of parameters first..last-1 by a number, in place."""
+        if factor != 1:
+            scale = routines(self.device).scale
+            for p, (start, stop) in zip(self.params[first:last], self.spans[first:last], strict=True):
+                scale(self.device.xp, self.grad[start:stop], factor)  # padding between them must stay zero
+                p.grad._bump()
 
     def blocks(self, first, last):
         """The memory of parameters first..last-1 in pieces: (data, grad, *states, scratch, scratch), 1-D arrays."""

@@ -11,28 +11,29 @@ from .adam import update_adamw
 from .optimizer import Optimizer
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_STACK = 1 << 22  # elements of matrices of one shape that are worked on at once
 
 
 def newton_schulz(device, matrix, coefficients=NS_COEFFICIENTS, steps=5, eps=1e-7):
-    """A new matrix near U V^T for `matrix` = U S V^T (float, rows x columns): with X = matrix / |matrix|, `steps` times
+    """New matrices near U V^T for U S V^T (float, (..., rows, columns)): with X = matrix / |matrix|, `steps` times
 
         A = X X^T,   X <- a X + (b A + c A A) X,
 
     a quintic applied to the singular values, which takes all but tiny ones to about 0.7 ... 1.2."""
     a, b, c = coefficients
     xp, matmul = device.xp, routines(device).matmul
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the Gram matrix of the shorter side is the smaller one
-    x = x / xp.maximum(xp.sqrt((x * x).sum()), eps)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.swapaxes(-1, -2) if tall else matrix  # the Gram matrix of the shorter side is the smaller one
+    x = x / xp.maximum(xp.sqrt((x * x).sum(axis=(-2, -1), keepdims=True)), eps)
     for _ in range(steps):
-        gram = matmul(xp, x, x.T)
+        gram = matmul(xp, x, x.swapaxes(-1, -2))
         polynomial = matmul(xp, gram, gram)
         polynomial *= c
         polynomial += b * gram
         update = matmul(xp, polynomial, x)
         x *= a
         x += update
-    return x.T if tall else x
+    return x.swapaxes(-1, -2) if tall else x
 
 
 class Muon(Optimizer):
@@ -90,29 +91,37 @@ class Muon(Optimizer):
     def _state_names(self, group):
         return ("momentum_buffer",) if group["use_muon"] else ("exp_avg", "exp_avg_sq")
 
-    def _update_run(self, group, buffer, first, last, step):
+    def _update_run(self, group, buffer, first, last, step, grad_scale):
         if not group["use_muon"]:
-            return update_adamw(buffer, first, last, step, group, group["adamw_eps"])
-        for i in range(first, last):
-            self._update_matrix(group, buffer, i)
-
-    def _update_matrix(self, group, buffer, i):
-        lr, momentum, xp = group["lr"], group["momentum"], buffer.device.xp
-        p, (start, stop) = buffer.params[i].array, buffer.spans[i]
-        for _, grad, average, delta, _ in buffer.blocks(i, i + 1):
+            return update_adamw(buffer, first, last, step, group, group["adamw_eps"], grad_scale)
+        buffer.scale_gradients(first, last, grad_scale)
+        momentum, xp, alike = group["momentum"], buffer.device.xp, {}
+        for _, grad, average, delta, _ in buffer.blocks(first, last):
             xp.subtract(grad, average, out=delta)
             delta *= 1 - momentum
             average += delta
-        average, grad = buffer.state["momentum_buffer"][start:stop], buffer.grad[start:stop]
-        direction = grad + momentum * (average - grad) if group["nesterov"] else average
-        update = newton_schulz(
-            buffer.device, direction.reshape(p.shape), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        for i in range(first, last):
+            alike.setdefault(buffer.params[i].array.shape, []).append(i)
+        for (rows, columns), numbers in alike.items():
+            together = max(1, _STACK // max(rows * columns, 1))
+            for i in range(0, len(numbers), together):
+                self._update_alike(group, buffer, numbers[i : i + together])
+
+    def _update_alike(self, group, buffer, numbers):
+        """Update matrices of one shape, with products of all of them at once."""
+        lr, xp = group["lr"], buffer.device.xp
+        average, grad = (
+            xp.stack([buffer.view(flat, i) for i in numbers]) for flat in (buffer.state["momentum_buffer"], buffer.grad)
         )
-        rows, columns = p.shape
+        direction = grad + group["momentum"] * (average - grad) if group["nesterov"] else average
+        updates = newton_schulz(buffer.device, direction, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = updates.shape[-2:]
         if group["adjust_lr_fn"] == "match_rms_adamw":
             scale = 0.2 * math.sqrt(max(rows, columns))
         else:
             scale = math.sqrt(max(1, rows / columns))
-        p *= 1 - lr * group["weight_decay"]
-        update *= lr * scale
-        p -= update
+        updates *= lr * scale
+        for i, update in zip(numbers, updates, strict=True):
+            p = buffer.params[i].array
+            p *= 1 - lr * group["weight_decay"]
+            p -= update

@@ -68,9 +68,13 @@ class Optimizer:
         self._flat.append(FlatGroup())
         self._flat[-1].refresh(params, self._state_names(group))
 
-    def step(self, closure=None):
+    def step(self, closure=None, *, grad_scale=1.0):
         """Update all parameters that have a gradient. `closure`, where given, computes the loss anew with its
-        gradients and is called first; its result is returned."""
+        gradients and is called first; its result is returned.
+
+        The gradients count `grad_scale` times: min(1, max_norm / (norm + 1e-6)) clips their norm, see
+        `nn.utils.get_total_norm`, and saves the pass over memory that `clip_grad_norm_` takes. Whether `.grad` holds
+        them scaled afterwards is not said."""
         loss = None
         if closure is not None:
             with enable_grad():
@@ -79,10 +83,11 @@ class Optimizer:
             flat.refresh(group["params"], self._state_names(group))
             for buffer in flat.buffers:
                 for first, last, step in buffer.gather():
-                    self._update_run(group, buffer, first, last, step)
+                    self._update_run(group, buffer, first, last, step, grad_scale)
         return loss
 
-    def _update_run(self, group, buffer, first, last, step):
+    def _update_run(self, group, buffer, first, last, step, grad_scale):
+        buffer.scale_gradients(first, last, grad_scale)
         for arrays in buffer.blocks(first, last):
             self._update(group, step, buffer.device.xp, *arrays)
 
