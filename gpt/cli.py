@@ -229,7 +229,8 @@ def _convert(argv):
     from .interop.convert import ConvertConfig, convert_model
 
     show_help(argv, ConvertConfig(), "Convert a model between the formats. Usage: convert.py SOURCE TARGET [--field "
-              "value ...]. SOURCE is a run folder, a Hugging Face folder or name on its hub, a .gguf or an .npz file.")
+              "value ...]. SOURCE is a run folder, a Hugging Face folder or name on its hub, a PEFT folder, a .gguf or "
+              "an .npz file.")
     flags, others = parse_flags(argv, ConvertConfig)
     if len(others) != 2:
         raise UserError(f"give a source and a target, as in: convert.py out model.gguf (there are {len(others)} names)")

@@ -1,5 +1,6 @@
 """Hugging Face folders: models written by transformers read here, ours opened by transformers, damaged ones refused."""
 import json
+import random
 
 import numpy as np
 import pytest
@@ -83,6 +84,33 @@ def test_our_models_in_transformers(tmp_path, name):
     assert their_greedy(oracle, IDS[0, :5].tolist(), 20) == greedy(model, IDS[0, :5].tolist(), 20)
     again, _, _ = load_hf(tmp_path / "ours")
     assert np.abs(logits_of(again, IDS) - logits_of(model, IDS)).max() <= 1e-6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_configurations(tmp_path, seed):
+    """Ours in transformers and back, and theirs here: sizes, heads, biases, ties and wavelengths drawn at random."""
+    rng = random.Random(seed)
+    heads, size, tied = rng.choice([1, 2, 3, 6]), rng.choice([4, 8, 12]), rng.random() < 0.5
+    shape = {"vocab_size": rng.randint(30, 90), "n_layer": rng.randint(1, 3), "n_head": heads, "n_embd": heads * size,
+             "block_size": rng.randint(24, 64), "tie_weights": tied, "ffn_dim": rng.randint(10, 70),
+             "norm_eps": 10.0 ** rng.randint(-6, -2), "bias": rng.random() < 0.5}
+    if seed % 2:
+        shape |= MODERN | {"n_kv_head": rng.choice([n for n in (1, 2, 3, 6) if heads % n == 0]),
+                           "rope_theta": 10.0 ** rng.uniform(1, 6), "qkv_bias": rng.choice([None, True])}
+        shape["bias"] = shape["bias"] and shape["qkv_bias"] is None
+        shape["head_size"] = rng.choice([None, 16])
+    else:
+        shape["activation"] = rng.choice(["gelu", "gelu_tanh", "relu", "relu2"])
+    model = make_model(seed=seed, **shape)
+    ids = np.random.default_rng(seed).integers(0, shape["vocab_size"], (2, 20))
+    export_hf(model, tmp_path / "ours")
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    expected = their_logits(oracle, ids)
+    assert np.abs(expected - logits_of(model, ids)).max() <= 1e-4
+    assert their_greedy(oracle, ids[0, :4].tolist(), 12) == greedy(model, ids[0, :4].tolist(), 12)
+    oracle.save_pretrained(tmp_path / "theirs")
+    back = load_hf(tmp_path / "theirs")[0]
+    assert np.abs(logits_of(back, ids) - expected).max() <= 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from interop_tools import MODERN, logits_of, make_model
 
-from gpt.cli import convert_model, sample, train
-from gpt.interop import export_gguf, export_hf, load, load_with_tokenizer
+from gpt.cli import convert_model, finetune, sample, train
+from gpt.interop import export_gguf, export_hf, load, load_with_tokenizer, shape_of
 from gpt.text.tokenizers import BPETokenizer
 
 pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -71,8 +71,47 @@ def test_convert_says_what_is_wrong(sources, tmp_path, capsys):
     for words, message in (([str(paths["hf"])], "give a source and a target"),
                            ([str(paths["hf"]), str(paths["hf"])], "is not empty"),
                            ([str(paths["hf"]), str(tmp_path / "z"), "--to", "run", "--dtype", "float16"], "as float32"),
-                           ([str(paths["hf"]), str(tmp_path / "z"), "--lora", "x.npz"], "--lora goes with an .npz"),
+                           ([str(paths["hf"]), str(tmp_path / "z"), "--lora", "x.npz"], "x.npz is no PEFT folder"),
+                           ([str(paths["hf"]), str(tmp_path / "z"), "--to", "peft"], "has no adapter"),
                            ([str(tmp_path / "no"), str(tmp_path / "z")], "no such file or folder")):
         assert convert_model(words) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "z").exists()
+
+
+def test_adapters_are_sources_and_targets(sources, tmp_path, capsys):
+    """A run that trained an adapter, its PEFT folder, the base with that folder: the same model, everywhere."""
+    model, paths = sources
+    (tmp_path / "text.txt").write_text(TEXT)
+    run, peft = str(tmp_path / "run"), str(tmp_path / "run/peft")
+    assert finetune(["--init_from", str(paths["hf"]), "--data", str(tmp_path / "text.txt"), "--out_dir", run,
+                     "--max_iters", "3", "--eval_interval", "3", "--eval_iters", "1", "--sequence_length", "16"]) == 0
+    ids = [TOKENIZER.encode("the quick")]
+    expected = logits_of(load(run)[0], ids)
+    assert np.abs(expected - logits_of(model, ids)).max() > 1e-2
+    hf, gguf, again = str(tmp_path / "merged"), str(tmp_path / "merged.gguf"), str(tmp_path / "again")
+    for source, target, flags in ((peft, hf, []), (str(paths["gguf"]), gguf, ["--lora", peft]),
+                                  (run, again, ["--to", "peft"]), (peft, str(tmp_path / "more"), ["--to", "peft"])):
+        assert convert_model([source, target, *flags]) == 0, capsys.readouterr().err
+        found, tokenizer, _ = load_with_tokenizer(target)
+        assert np.abs(logits_of(found, ids) - expected).max() <= 1e-5
+        assert tokenizer.encode("fox") == TOKENIZER.encode("fox")
+    assert shape_of(peft)["n_embd"] == model.config.n_embd
+    config = json.loads((tmp_path / "again/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(paths["hf"])
+    assert sample(["--init_from", peft, "--prompt", "the", "--max_new_tokens", "3"]) == 0
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{", "not readable as JSON"), ("[]", "no object"), ('{"peft_type": "LORA"}', "which model the adapter belongs to"),
+    ('{"peft_type": "LORA", "base_model_name_or_path": 3}', "which model"),
+    ('{"peft_type": "LORA", "base_model_name_or_path": "."}', "is an adapter as well"),
+    ('{"peft_type": "LORA", "base_model_name_or_path": "gone"}', "no such file or folder"),
+])
+def test_adapters_without_a_base(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "adapter_config.json").write_text(content)
+    assert sample(["--init_from", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1

@@ -1,5 +1,5 @@
 """A model and its tokenizer from whatever somebody has: a run folder, a Hugging Face folder or hub name, a GGUF file,
-or the arrays of reference system 0."""
+a PEFT folder, which names its base model, or the arrays of reference system 0."""
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ..training.config import read_run
 from .gguf import load_gguf, read_gguf_config
 from .gguf_file import read_gguf
 from .hugging_face import from_hub, is_hf_folder, load_hf, read_hf_config
+from .peft import base_name, is_peft_folder, load_peft
 from .reference0 import load_reference0
 from .stored import refuse_pickle
 
@@ -29,6 +30,10 @@ def load(path, device="cpu", dtype="float32"):
         return load_gguf(path, device, dtype)
     if is_hf_folder(path):
         return load_hf(path, device, dtype)
+    if is_peft_folder(path):
+        model, tokenizer, config = load(base_of(path), device, dtype)
+        load_peft(model, path)
+        return model, tokenizer, config
     if path.suffix == ".npz":
         model, _ = load_reference0(path, device=device)
         return store(model, dtype), None, model.config
@@ -46,7 +51,11 @@ def load_with_tokenizer(path, device="cpu", dtype="float32"):
 def tokenizer_of(path):
     """The tokenizer of a model of any format. Raises UserError where there is none."""
     path = local(path)
-    return load_reference0(path)[1] if path.suffix == ".npz" else load_tokenizer(path)
+    if path.suffix == ".npz":
+        return load_reference0(path)[1]
+    if is_peft_folder(path) and not (path / TOKENIZER).is_file():
+        return tokenizer_of(base_of(path))
+    return load_tokenizer(path)
 
 
 def shape_of(path):
@@ -58,6 +67,8 @@ def shape_of(path):
         return asdict(load_reference0(path)[0].config)
     if is_hf_folder(path):
         return asdict(read_hf_config(path)[0])
+    if is_peft_folder(path):
+        return shape_of(base_of(path))
     names = {field.name for field in fields(GPTConfig)}
     return {name: value for name, value in read_run(path).items() if name in names}
 
@@ -72,6 +83,17 @@ def local(path):
         refuse_pickle(found)
         raise UserError(f"{path} is neither a folder nor a .gguf or .npz file; of a .safetensors file give the folder, "
                         "with the config.json beside it")
-    if found.is_dir() and not is_hf_folder(found) and not (found / "config.toml").is_file() and not find_weights(found):
-        raise UserError(f"{path}: not a run folder (it has no config.toml) and no Hugging Face folder (config.json)")
+    known = found.is_file() or is_hf_folder(found) or is_peft_folder(found) or (found / "config.toml").is_file()
+    if not known and not find_weights(found):
+        raise UserError(f"{path}: not a run folder (it has no config.toml), no Hugging Face folder (config.json) and "
+                        "no PEFT folder (adapter_config.json)")
     return found
+
+
+def base_of(folder):
+    """The path or hub name of the model that the adapter in a PEFT folder belongs to. Raises UserError."""
+    base = base_name(folder)
+    if is_peft_folder(base):
+        raise UserError(f"{folder}: its base model {base} is an adapter as well; merge that first: "
+                        f"scripts/convert.py {base} FOLDER")
+    return base

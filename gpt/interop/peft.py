@@ -23,6 +23,7 @@ from ..model.lora import DEFAULT, LoRAConfig, adapter_configs, inject, load_adap
 from ..model.lora_targets import find_targets, matches
 from ..training.callbacks import Callback
 from ..training.files import complete_or_nothing
+from .safetensors import parse_json, read_safetensors
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 _KEYS = (r"lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?|base_layer\.weight")
@@ -149,6 +150,21 @@ def _modules(model):
 
 # ---- reading ----
 
+def is_peft_folder(path):
+    """Is `path` a folder with an adapter?"""
+    return (Path(path) / CONFIG).is_file() and not (Path(path) / "config.json").is_file()
+
+
+def base_name(folder):
+    """The path or hub name of its base model that a PEFT folder gives. Raises UserError where it gives none."""
+    path = Path(folder) / CONFIG
+    name = parse_json(path.read_bytes(), path).get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
+        raise UserError(f"{path} does not say which model the adapter belongs to: write its path or hub name there as "
+                        "base_model_name_or_path")
+    return name
+
+
 def load_peft(model, folder, name=DEFAULT):
     """Add the adapter in a PEFT folder to `model` as `name`, and activate it. Returns the Report of `inject`.
 
@@ -160,10 +176,7 @@ def load_peft(model, folder, name=DEFAULT):
     if not path.exists() and (folder / "adapter_model.bin").exists():
         raise UserError(f"{folder} holds adapter_model.bin, a pickle, which could run code when opened; save the "
                         "adapter again with save_pretrained(..., safe_serialization=True)")
-    try:
-        tensors = tg.load(path)
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); take another copy") from None
+    tensors = {key: tg.from_numpy(stored.read()) for key, stored in read_safetensors(path).items()}
     modules = _modules(model)
     factors = _by_module(tensors, path)
     for module in factors:
@@ -191,13 +204,9 @@ def load_peft(model, folder, name=DEFAULT):
 
 def _read_config(path):
     """adapter_config.json as a LoRAConfig."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        kind = content["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no configuration of a PEFT adapter ({type(error).__name__}: {error})") from None
-    if kind != "LORA":
-        raise UserError(f"{path}: peft_type is {kind}; only LORA is supported")
+    content = parse_json(path.read_bytes(), path)
+    if content.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {content.get('peft_type')}; only LORA is supported")
     for option, neutral in _UNSUPPORTED.items():
         value = content.get(option)
         if value and value not in neutral:

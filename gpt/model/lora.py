@@ -52,18 +52,31 @@ class LoRAConfig:
     """Other lora_alpha for some layers."""
 
     def __post_init__(self):
+        for name in ("target_modules", "exclude_modules", "layers_pattern"):
+            value = getattr(self, name)
+            _require(name, isinstance(value, str) or _all(value, str), value, "a name, or a list of names")
+        for name in ("rank_pattern", "alpha_pattern"):
+            value = getattr(self, name)
+            _require(name, isinstance(value, dict) and _all(tuple(value), str), value, "a table of names and numbers")
+        for name in ("use_rslora", "use_dora"):
+            _require(name, type(getattr(self, name)) is bool, getattr(self, name), "true or false")
+        layers = self.layers_to_transform
+        _require("layers_to_transform", layers is None or type(layers) is int or _all(layers, int), layers,
+                 "a number, or a list of numbers")
         for r in (self.r, *self.rank_pattern.values()):
-            if not isinstance(r, int) or isinstance(r, bool) or r < 1:
-                raise UserError(f"the rank r of an adapter must be a whole number of at least 1, not {r!r}")
-        if not 0 <= self.lora_dropout < 1:
-            raise UserError(f"lora_dropout must be at least 0 and below 1, not {self.lora_dropout!r}")
-        for pattern in (self.target_modules, self.exclude_modules):
-            if isinstance(pattern, str):
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise UserError(f"{pattern!r} is no regular expression: {error}; separate entries make a "
-                                    "list") from None
+            _require("the rank r of an adapter", type(r) is int and r >= 1, r, "a whole number of at least 1")
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            _require("lora_alpha", type(alpha) in (int, float) and abs(alpha) < 1e30, alpha, "a number")
+        _require("lora_dropout", type(self.lora_dropout) in (int, float) and 0 <= self.lora_dropout < 1,
+                 self.lora_dropout, "at least 0 and below 1")
+        words = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
+        strings = [pattern for pattern in (self.target_modules, self.exclude_modules) if isinstance(pattern, str)]
+        for pattern in (*strings, *words, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{pattern!r} is no regular expression: {error}; separate entries make a "
+                                "list") from None
 
     def only(self, entry):
         """The same with one entry of target_modules."""
@@ -74,6 +87,16 @@ class LoRAConfig:
         r, alpha = _by_pattern(self.rank_pattern, target, self.r), _by_pattern(self.alpha_pattern, target,
                                                                                self.lora_alpha)
         return r, alpha / (math.sqrt(r) if self.use_rslora else r)
+
+
+def _require(name, holds, value, what):
+    if not holds:
+        raise UserError(f"{name} must be {what}, not {value!r}")
+
+
+def _all(values, kind):
+    """Is this a list or tuple of `kind` alone?"""
+    return isinstance(values, (list, tuple)) and all(type(value) is kind for value in values)
 
 
 def _by_pattern(patterns, target, default):
