@@ -142,18 +142,19 @@ class GradScaler:
             p.grad._bump()
         self._found[optimizer] = found
 
-    def step(self, optimizer, wait=True):
-        """optimizer.step(), left out where unscaling (done now, unless it was) found a gradient that is not finite."""
+    def step(self, optimizer, wait=True, **options):
+        """optimizer.step(**options), left out where unscaling (done now, unless it was) found a gradient that is not
+        finite."""
         if not self._enabled:
-            return optimizer.step()
+            return optimizer.step(**options)
         if optimizer not in self._found:
             self.unscale_(optimizer)
         found = self._found[optimizer]
         if wait:
-            return None if self._device.item(found) else optimizer.step()
+            return None if self._device.item(found) else optimizer.step(**options)
         for p in _with_gradient(optimizer):
             p.grad.array[...] = self._device.xp.where(found, p.grad.dtype.type(0), p.grad.array)
-        return optimizer.step()
+        return optimizer.step(**options)
 
     def update(self, new_scale=None):
         """Adapt the factor to what the steps since the last update found, or set it to `new_scale`."""

@@ -80,7 +80,7 @@ def test_two_half_batches_accumulated_are_one_batch(tmp_path):
         config.batch_size, config.gradient_accumulation_steps = 8 // parts, parts
         trainer = tiny_trainer(config)
         trainer.batches = FixedBatches(trainer.dataset.train, 8 // parts, config.block_size)
-        loss = trainer._accumulate_gradients()
+        loss = trainer._accumulate_gradients().item()
         results.append((loss, [np.array(p.grad.tolist()) for p in trainer.model.parameters()]))
     (loss_1, grads_1), (loss_2, grads_2) = results
     assert loss_2 == pytest.approx(loss_1, rel=1e-12)
@@ -190,7 +190,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path):
     trainer = tiny_trainer(tiny_config(tmp_path, eval_interval=100))
     trainer._accumulate_gradients()
     before = weights(trainer.model)
-    trainer._accumulate_gradients = lambda: [p.grad.fill_(math.inf) for p in trainer.model.parameters()] and 1.0
+    trainer._accumulate_gradients = lambda: [p.grad.fill_(math.inf) for p in trainer.model.parameters()] and tg.ones(())
     with pytest.raises(UserError, match="the gradient norm is (inf|nan) at iteration 0"):
         trainer._train_step()
     assert all((weights(trainer.model)[name] == values).all() for name, values in before.items())

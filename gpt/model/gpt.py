@@ -114,6 +114,8 @@ class GPT(nn.Module):
         elif config.position == "sinusoidal":
             table = sinusoidal_table(config.block_size, config.n_embd, x.dtype, x.device)
             x = x + (table[:T] if step is None else table[step.positions])     # (T, C) or (B, T, C)
+        if tg.is_autocast_enabled(x.device.type):                              # the stream flows in 16 bits as well
+            x = x.to(tg.get_autocast_dtype(x.device.type))
         return transformer.drop(x)
 
     def _check_ids(self, idx):

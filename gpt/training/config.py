@@ -39,8 +39,9 @@ class TrainConfig(GPTConfig):
 
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Type of weights and arithmetic. bfloat16: weights stay float32, matrix products are computed from 16 bits."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Type of weights and arithmetic. bfloat16, float16: weights stay float32, matrix products are computed from 16
+    bits; with float16 the loss is scaled, so that small gradients survive."""
     seed: int = 1337
     """Seed of initial weights, batches and dropout."""
 

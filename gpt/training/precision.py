@@ -1,5 +1,5 @@
 """The arithmetic of a run: its `dtype`."""
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import tensorgrad as tg
 
@@ -9,12 +9,18 @@ def weights_dtype(dtype):
     return tg.float64 if dtype == "float64" else tg.float32
 
 
+def arithmetic(dtype, device="cpu"):
+    """Within this context products of matrices are computed as `dtype` says; afterwards as before. On a GPU 16 bits
+    mean autocast, on a CPU bfloat16 means float32 arrays multiplied in bfloat16."""
+    if dtype in ("float32", "float64"):
+        return nullcontext()
+    return _products() if dtype == "bfloat16" and tg.device(device).type == "cpu" else tg.autocast(dtype)
+
+
 @contextmanager
-def arithmetic(dtype):
-    """Within this context products of matrices are computed as `dtype` says; afterwards as before."""
+def _products():
     before = tg.get_float32_matmul_precision()
-    if dtype == "bfloat16":
-        tg.set_float32_matmul_precision("medium")
+    tg.set_float32_matmul_precision("medium")
     try:
         yield
     finally:

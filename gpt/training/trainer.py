@@ -56,6 +56,11 @@ class Trainer:
         self.evaluations_since_best = 0
         self.saved_at = None              # iteration of the latest checkpoint, for the message when training fails
         self.stop_reason = None
+        self.scaler = tg.amp.GradScaler(enabled=config.dtype == "float16")
+        self._runs_ahead = tg.device(config.device).type != "cpu"  # the host queues steps without waiting for results
+        self._ahead = None                # the next step's batches, on the device already, and the state before them
+        self._unread = []                 # (record, loss, norm) of the steps whose results were not read yet
+        self._read_at = None              # when results were read last, on the host's clock
         self._step_tokens = 0             # that the latest step went over
         self._interrupted = False
         self._may_interrupt = False
@@ -83,6 +88,7 @@ class Trainer:
         try:
             while not self._finished():
                 self._train_step()
+            self._report()
         except _Abandoned:
             pass
         if self._interrupted:
@@ -91,6 +97,8 @@ class Trainer:
     def _finished(self):
         """Evaluate where it is due; whether there is no further step to do."""
         last = self.iteration >= self.config.max_iters
+        if last or self.iteration % self.config.eval_interval == 0:
+            self._report()  # a loss that is not finite must be found before anything is saved
         if (last or self.iteration % self.config.eval_interval == 0) and self.evaluated_at != self.iteration:
             self.evaluate()
         return last or self._interrupted or self.stop_reason is not None
@@ -105,37 +113,89 @@ class Trainer:
         lr = self.schedule(self.iteration)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._read_at = self._read_at or start
         loss = self._accumulate_gradients()
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]).item()
-        self._check_finite("the loss", loss, lr)  # before the weights are touched
-        self._check_finite("the gradient norm", norm, lr)
-        clip = self.config.grad_clip
-        self.optimizer.step(grad_scale=min(1.0, clip / (norm + 1e-6)) if clip else 1.0)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm(self._gradients())
+        self._unread.append(({"iter": self.iteration, "lr": lr}, loss, norm, self._step_tokens))
+        if not self._runs_ahead:
+            self._read(self._unread[-1])  # before the weights are touched
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer, wait=not self._runs_ahead, grad_scale=self._clipping(norm))
+            self.scaler.update()
+        else:
+            self.optimizer.step(grad_scale=self._clipping(norm))
         self.optimizer.zero_grad()
-        record = {"iter": self.iteration, "loss": loss, "lr": lr, "grad_norm": norm,
-                  "tokens_per_s": self._step_tokens / (time.perf_counter() - start)}
         self.iteration += 1
-        self.emit("on_step", record)
+        due = (self.config.log_interval, self.config.sample_interval or math.inf)
+        if not self._runs_ahead or any((self.iteration - 1) % n == 0 or self.iteration % n == 0 for n in due):
+            self._report()
+        else:
+            self._ahead = self._load()  # while the GPU computes
+
+    def _gradients(self):
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _clipping(self, norm):
+        """What the gradients have to be multiplied by; on a GPU a tensor, for which nobody waits."""
+        clip = self.config.grad_clip
+        if not clip:
+            return 1.0
+        if not self._runs_ahead:
+            return min(1.0, clip / (norm.item() + 1e-6))
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+        return factor.masked_fill(~factor.isfinite(), 0.0) if self.scaler.is_enabled() else factor
+
+    def _report(self):
+        """Read the results of the steps since the last report, which waits for the device, and tell the callbacks."""
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        for entry in unread:
+            self._read(entry)
+        tokens, now = sum(entry[3] for entry in unread), time.perf_counter()
+        speed, self._read_at = tokens / (now - self._read_at), None
+        for record, *_ in unread:
+            self.emit("on_step", {**record, "tokens_per_s": speed})
+
+    def _read(self, entry):
+        """Put loss and gradient norm of a step into its record, once, and raise where one is not finite."""
+        record, loss, norm, _ = entry
+        if "loss" in record:
+            return
+        record.update(loss=loss.item(), lr=record.pop("lr"), grad_norm=norm.item())
+        self._check_finite("the loss", record["loss"], record["lr"], record["iter"])
+        if not self.scaler.is_enabled():  # which leaves such steps out, and scales less
+            self._check_finite("the gradient norm", record["grad_norm"], record["lr"], record["iter"])
 
     def _accumulate_gradients(self):
-        """Forward and backward over the batches of one step; returns the mean loss of all their targets. Of examples
-        one batch may hold more targets than another, and then counts for more."""
-        batches = [self.batches.next() for _ in range(self.config.gradient_accumulation_steps)]  # (B, T) each
-        counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
-        total, self._step_tokens = 0.0, sum(x.size for x, _ in batches)
+        """Forward and backward over the batches of one step; returns the mean loss of all their targets (0-d). Of
+        examples one batch may hold more targets than another, and then counts for more."""
+        batches, counts, _ = self._ahead or self._load()
+        self._ahead = None
+        total, self._step_tokens = 0.0, sum(x.numel() for x, _ in batches)
         for (x, y), count in zip(batches, counts, strict=True):
             parts = sum(counts) / count  # their number, where all are alike
-            with arithmetic(self.config.dtype):
-                x, y = (tg.tensor(ids, device=self.config.device) for ids in (x, y))
+            with arithmetic(self.config.dtype, self.config.device):
                 loss = self.model(x, y)[1]  # nobody holds the logits: backward writes their gradient in their place
-                (loss / parts).backward()
-            total += loss.item() / parts
+                self.scaler.scale(loss / parts).backward()
+            total = total + loss.detach() / parts
         return total
 
-    def _check_finite(self, what, value, lr):
+    def _load(self):
+        """(batches, counted targets of each, state before them) of the next step, on the device."""
+        config = self.config
+        state = self.batches.state_dict() if self._runs_ahead else None
+        batches = [self.batches.next() for _ in range(config.gradient_accumulation_steps)]  # (B, T) each
+        counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
+        return [tuple(tg.tensor(ids, device=config.device) for ids in pair) for pair in batches], counts, state
+
+    def _check_finite(self, what, value, lr, iteration=None):
         if math.isfinite(value):
             return
-        message = f"{what} is {value} at iteration {self.iteration}, learning rate {lr:.3g}"
+        iteration = self.iteration if iteration is None else iteration
+        message = f"{what} is {value} at iteration {iteration}, learning rate {lr:.3g}"
         self.event("diverged", message)
         retry = f"--learning_rate {self.config.learning_rate / 3:.1g} (or a longer --warmup_iters, or --grad_clip 1)"
         if self.saved_at is None:
@@ -146,7 +206,7 @@ class Trainer:
     def evaluate(self):
         """Evaluate on the validation text, note whether it is the best so far, and tell the callbacks."""
         config = self.config
-        with self.interruptible(), arithmetic(config.dtype):
+        with self.interruptible(), arithmetic(config.dtype, config.device):
             batches = validation_batches(self.dataset.val, config.window, config.batch_size, config.eval_iters,
                                          config.seed)
             result = evaluate(self.model, batches, self.token_bytes, config.device)
@@ -215,9 +275,10 @@ class Trainer:
             "best_iteration": self.best_iteration,
             "evaluations_since_best": self.evaluations_since_best,
             "tokens": [len(self.dataset.train), len(self.dataset.val)],
-            "batches": self.batches.state_dict(),
+            "batches": self._ahead[2] if self._ahead else self.batches.state_dict(),
             "random": tg.get_rng_state(self.config.device),
             "optimizer": self.optimizer.state_dict()["state"],  # without the options, which are the config's
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
         }
 
     def load_state_dict(self, state):
@@ -226,6 +287,9 @@ class Trainer:
             setattr(self, name, state[name])
         self.saved_at = self.iteration
         self.batches.load_state_dict(state["batches"])
+        self._ahead = None
+        if self.scaler.is_enabled() and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
         tg.set_rng_state(state["random"], self.config.device)
         try:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})

@@ -7,9 +7,14 @@ import numpy as np
 
 from .blocks import BLOCK
 
-__all__ = ["adamw", "adamw_block", "add", "scale", "sum_of_squares"]
+__all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares"]
 
 # ---- optimizer and gradient norm -------------------------------------------------------------------------------------
+
+
+def is_one(factor):
+    """Is a factor, a number or a 0-d array of a device at which one must not look, known to be 1?"""
+    return isinstance(factor, int | float) and factor == 1
 
 
 def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, weight_decay, step, grad_scale=1.0):
@@ -21,7 +26,7 @@ def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, we
     beta1, beta2 = betas
     if weight_decay:
         p *= 1 - lr * weight_decay
-    if grad_scale == 1:
+    if is_one(grad_scale):
         xp.subtract(grad, exp_avg, out=scratch)
     else:
         xp.multiply(grad, grad_scale, out=scratch)
@@ -29,7 +34,7 @@ def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, we
     scratch *= 1 - beta1
     exp_avg += scratch
     exp_avg_sq *= beta2
-    if grad_scale == 1:
+    if is_one(grad_scale):
         xp.multiply(grad, grad, out=scratch)
     else:
         xp.multiply(grad, grad_scale, out=scratch)  # before it is squared: what is clipped may be huge

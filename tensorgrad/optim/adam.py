@@ -1,7 +1,7 @@
 """Adam and AdamW."""
 
 from ..kernels import routines
-from ..kernels.reference import adamw_block
+from ..kernels.reference_update import adamw_block, is_one
 from .optimizer import Optimizer
 
 
@@ -48,7 +48,7 @@ class AdamW(Adam):
 def update_adamw(buffer, first, last, step, group, eps, grad_scale):
     """One AdamW step of the parameters first..last-1 of a flat buffer, in one routine, which scales the gradients on
     the way: clipping costs no pass over them."""
-    scaled = {} if grad_scale == 1 else {"grad_scale": grad_scale}
+    scaled = {} if is_one(grad_scale) else {"grad_scale": grad_scale}
     routines(buffer.device).adamw(
         buffer.device.xp,
         *buffer.run(first, last),

@@ -12,6 +12,7 @@ from sys import getrefcount
 
 from ..engine import wrap
 from ..kernels import routines
+from ..kernels.reference_update import is_one
 from ..nn.utils import block_size
 
 _ALIGN = 64  # bytes
@@ -115,7 +116,7 @@ class FlatBuffer:
 
     def scale_gradients(self, first, last, factor):
         """Multiply the gradients of parameters first..last-1 by a number, in place."""
-        if factor != 1:
+        if not is_one(factor):
             scale = routines(self.device).scale
             for p, (start, stop) in zip(self.params[first:last], self.spans[first:last], strict=True):
                 scale(self.device.xp, self.grad[start:stop], factor)  # padding between them must stay zero

@@ -74,7 +74,9 @@ class Optimizer:
 
         The gradients count `grad_scale` times: min(1, max_norm / (norm + 1e-6)) clips their norm, see
         `nn.utils.get_total_norm`, and saves the pass over memory that `clip_grad_norm_` takes. Whether `.grad` holds
-        them scaled afterwards is not said."""
+        them scaled afterwards is not said. It may be a 0-d Tensor, of which a GPU's is not read by the host."""
+        if isinstance(grad_scale, Tensor):
+            grad_scale = grad_scale.item() if grad_scale.device.type == "cpu" else grad_scale.array
         loss = None
         if closure is not None:
             with enable_grad():
