@@ -162,15 +162,17 @@ def _finetune(argv):
     finetune(config, open_base=load_with_tokenizer, callbacks=_peft(config))
 
 
-def _with_model(program, config_class, argv, title, hint):
-    """Run a program of flags alone that opens a trained model; `hint` says where an argument without a flag belongs."""
-    from .interop import load_with_tokenizer
+def _with_model(program, config_class, argv, title, hint, adapted=False):
+    """Run a program of flags alone that opens a trained model; `hint` says where an argument without a flag belongs;
+    `adapted`: the model comes with the adapters that the flags name."""
+    from .interop.adapters import loader
 
     show_help(argv, config_class(), title)
     flags, others = parse_flags(argv, config_class)
     if others:
         raise UserError(f"unexpected argument {others[0]!r}; {hint}")
-    program(config_class(**flags), load=load_with_tokenizer)
+    config = config_class(**flags)
+    program(config, load=loader(config.adapters if adapted else ""))
 
 
 def sample(argv=None):
@@ -181,7 +183,7 @@ def sample(argv=None):
 def _sample(argv):
     from .inference.sample import SampleConfig, sample
 
-    _with_model(sample, SampleConfig, argv, "Write text with a trained model.", "a prompt is given as --prompt")
+    _with_model(sample, SampleConfig, argv, "Write text with a trained model.", "a prompt is given as --prompt", True)
 
 
 def chat(argv=None):
@@ -192,7 +194,7 @@ def chat(argv=None):
 def _chat(argv):
     from .inference.chat import ChatConfig, chat
 
-    _with_model(chat, ChatConfig, argv, "Talk with a trained model.", "what you want to say is asked for")
+    _with_model(chat, ChatConfig, argv, "Talk with a trained model.", "what you want to say is asked for", True)
 
 
 def inspect(argv=None):

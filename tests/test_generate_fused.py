@@ -102,6 +102,14 @@ def test_notices_what_is_exchanged(used, monkeypatch):
     set_adapters(model, [])
     with tg.autograd.profile():                                                 # somebody looks at the operations
         step(False)
+    calls = []
+    for module in (model.lm_head, model.transformer.h[1], model.transformer.h[0].attn):
+        handle = module.register_forward_pre_hook(lambda module, arguments: calls.append(module))
+        step(False)
+        assert module in calls
+        handle.remove()
+        step(False)                                                             # there may be another one soon
+        module._forward_pre_hooks = None
     nn.quantize(model, "int8")
     step(True)
     model.transformer.h[0].ln_1 = nn.RMSNorm(64)

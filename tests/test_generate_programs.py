@@ -191,6 +191,38 @@ def test_a_conversation_is_reread_only_where_it_changed(run_folder):
     assert answers[0] == answers[2] != answers[1]
 
 
+def test_adapters_and_storage(run_folder, tmp_path, capsys, monkeypatch):
+    """Adapters by name: the first counts, /adapter takes another; weights in fewer bits say the same greedily."""
+    from gpt.interop.peft import save_peft
+
+    for seed, name in enumerate(("pirate", "lawyer")):
+        model, *_ = load_run(run_folder)
+        inject(model, LoRAConfig(r=2, target_modules="all-linear"))
+        tg.manual_seed(seed)
+        with tg.no_grad():
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.add_(tg.randn(*p.shape))
+        save_peft(model, tmp_path / name)
+    one = ["--init_from", run_folder, "--max_new_tokens=10", "--temperature=0"]
+    texts = [call(capsys, cli.sample, *one, "--prompt=1 and 2", *more) for more in (
+        [], ["--dtype=bfloat16"], [f"--adapters=p={tmp_path}/pirate"],
+        [f"--adapters=l={tmp_path}/lawyer,p={tmp_path}/pirate", "--dtype=float16"],
+        [f"--adapters=l={tmp_path}/lawyer"])]
+    assert {code for code, *_ in texts} == {0} and {err for *_, err in texts} == {""}
+    plain, narrow, pirate, both, lawyer = (text for _, text, _ in texts)
+    assert plain == narrow and both == lawyer and len({plain, pirate, lawyer}) == 3
+    lines = iter(["1 and 2", "/reset", "/adapter l", "1 and 2", "/reset", "/adapter", "1 and 2", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    talk = [*one, "--dtype=int8", f"--adapters=p={tmp_path}/pirate, l={tmp_path}/lawyer"]
+    code, out, _ = call(capsys, cli.chat, *talk)
+    assert code == 0 and "adapter l\n" in out and "adapter none\n" in out
+    answers = [part.splitlines()[-1] for part in out.split("forgotten")]
+    assert len(answers) == 3 and answers[0] not in answers[1:]
+    code, _, err = call(capsys, cli.sample, *one, "--adapters=pirate")
+    assert code == 2 and "'pirate' should read NAME=FOLDER" in err
+
+
 def test_inspect(run_folder, capsys, tmp_path):
     arguments = ["--init_from", run_folder, "--text=1 and 2 make", "--top=3"]
     code, out, _ = call(capsys, cli.inspect, *arguments)

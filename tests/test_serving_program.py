@@ -115,7 +115,7 @@ def test_names_and_adapters(run_folder, tmp_path):
     assert config.name == "out" and complete(ServeConfig("gpt2.gguf")).name == "gpt2"
     model, tokenizer, run = load_run(run_folder)
     inject(model, LoRAConfig(r=2), "default")
-    engine = open_engine(config, load=lambda path, device: (model, tokenizer, run))
+    engine = open_engine(config, load=lambda path, device, dtype: (model, tokenizer, run))
     assert engine.models == {"out": "default", "out:default": "default", "out:base": None}
     lora_run = tmp_path / "lora"
     save_peft(model, lora_run / "peft")  # as a run that trains an adapter leaves it

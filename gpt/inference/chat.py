@@ -45,6 +45,9 @@ class ChatConfig:
     """The same seed and the same words give the same conversation."""
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
+    adapters: str = ""
+    """LoRA adapters to load onto the model, "NAME=FOLDER, NAME=FOLDER": PEFT folders, or runs that trained one. The
+    first counts from the start, /adapter NAME takes another."""
     dtype: str = "float32"
     """How weights lie in memory on a CPU: float32, bfloat16, float16 or int8. Fewer bits are read faster; 16-bit files
     stay as they are."""

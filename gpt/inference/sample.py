@@ -57,6 +57,9 @@ class SampleConfig:
     """Print one JSON object per text, with its ids and log-probabilities, instead of the text."""
     device: str = "cpu"
     """"cpu", "cuda" or "cuda:N"."""
+    adapters: str = ""
+    """LoRA adapters to load onto the model, "NAME=FOLDER, NAME=FOLDER": PEFT folders, or runs that trained one. The
+    first is used."""
     dtype: str = "float32"
     """How weights lie in memory on a CPU: float32, bfloat16, float16 or int8. Fewer bits are read faster; 16-bit files
     stay as they are."""

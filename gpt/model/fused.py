@@ -1,6 +1,6 @@
 """The model's decoding step in compiled kernels: the same computation as `GPT.decode`, from the same weights.
 
-Where it is not possible (post-norm, active LoRA adapters, a GPU, no Numba) `fused_step` gives None, and the modules
+Where it is not possible (post-norm, active LoRA adapters, hooks, a GPU, no Numba) `fused_step` gives None, and the modules
 compute. What it prepares is kept with the cache and made anew when layers, weights or adapters are exchanged.
 """
 from tensorgrad import nn
@@ -46,7 +46,16 @@ class _Watch:
         self.seen.append((owner.__dict__, name, value))
         if isinstance(value, nn.Parameter):
             self.seen.append((value.__dict__, "array", value.array))
+        elif isinstance(value, nn.Module):
+            self.unhooked(value)
         return value
+
+    def unhooked(self, module):
+        """Raise Unsupported for a module whose calls somebody wants to see, or did: there may be more hooks to come."""
+        for name in ("_forward_hooks", "_forward_pre_hooks"):
+            self.seen.append((module.__dict__, name, module.__dict__.get(name)))
+            if module.__dict__.get(name) is not None:
+                raise Unsupported
 
     def unchanged(self):
         for attributes, name, value in self.seen:  # some hundred of them, at every step
@@ -60,6 +69,7 @@ def _make(model, cache, step, watch):
     config, blocks = model.config, []
     try:
         for block in model.transformer.h:
+            watch.unhooked(block)
             attn, mlp = watch.get(block, "attn"), watch.get(block, "mlp")
             norms = [None if norm is None else watch.get(norm, "weight")
                      for norm in (watch.get(attn, "q_norm"), watch.get(attn, "k_norm"))]

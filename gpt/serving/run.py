@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..interop import load_with_tokenizer
-from ..interop.peft import load_peft
-from ..model.lora import active_adapters, set_adapters
-from ..training.checkpoints import METRICS, PEFT_FOLDER
+from ..interop.adapters import add_adapters
+from ..training.checkpoints import METRICS
 from .engine import BASE, Engine
 
 KEY_VARIABLE = "GPT_API_KEY"
@@ -20,9 +19,9 @@ _KEEP_ALIVE = 75  # seconds; more than clients keep an idle connection, or one c
 
 
 def serve(config, load=load_with_tokenizer, say=None):
-    """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM. `load(path, device)` gives a tuple
-    that begins with model and tokenizer; `say` shows where the server is (None: on standard output). Raises UserError
-    where the model or the address is not to be had."""
+    """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM. `load(path, device, dtype=...)`
+    gives a tuple that begins with model and tokenizer; `say` shows where the server is (None: on standard output).
+    Raises UserError where the model or the address is not to be had."""
     say = say or partial(print, flush=True)
     try:
         import uvicorn
@@ -101,12 +100,9 @@ def listen(host, port):
 
 def open_engine(config, load=load_with_tokenizer):
     """The Engine that a ServeConfig describes, not started. Raises UserError for what cannot be opened."""
-    model, tokenizer, *_ = load(config.init_from, config.device)
-    own = active_adapters(model)
-    for name, folder in config.adapter_folders().items():
-        if name == BASE:
-            raise UserError(f"adapters: {BASE} stands for the model without its own adapter; choose another name")
-        peft = Path(folder) / PEFT_FOLDER  # a run that trained an adapter keeps its best one there
-        load_peft(model, peft if peft.is_dir() else folder, name)
-    set_adapters(model, own)
+    folders = config.adapter_folders()
+    if BASE in folders:
+        raise UserError(f"adapters: {BASE} stands for the model without its own adapter; choose another name")
+    model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
+    add_adapters(model, folders)
     return Engine(model.eval(), tokenizer, config, config.name)
