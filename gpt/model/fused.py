@@ -1,7 +1,7 @@
 """The model's decoding step in compiled kernels: the same computation as `GPT.decode`, from the same weights.
 
-Where it is not possible (post-norm, active LoRA adapters, hooks, a GPU, no Numba) `fused_step` gives None, and the modules
-compute. What it prepares is kept with the cache and made anew when layers, weights or adapters are exchanged.
+Where it is not possible (post-norm, active LoRA adapters, hooks, a GPU, no Numba) `fused_step` gives None, and the
+modules compute. What it prepares is kept with the cache and made anew when layers, weights or adapters are exchanged.
 """
 from tensorgrad import nn
 from tensorgrad.nn.decoding import BlockWeights, StackDecoder, Unsupported, observed
