@@ -48,6 +48,23 @@ def test_train(tmp_path):
         assert torch["parameters"] == ours["parameters"]
 
 
+def test_ops_beside_an_earlier_revision(monkeypatch):
+    """Every routine has a time, a floor and, beside a revision, a ratio."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SCRIPTS, capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("no git history here")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from benchmarks.ops import costs
+    from benchmarks.sizes import SIZES
+
+    result = last_line("ops", "--size", "S", "--steps", "1", "--rounds", "1", "--level", "numpy", "--threads", "1",
+                       "--peers", "none", "--against", head.stdout.strip())
+    rows = [row for row in result["results"] if row["contender"] == "ours numpy"]
+    assert [row["routine"] for row in rows] == list(costs(SIZES["S"]))
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["speed_vs_before"] > 0 for row in rows)
+    assert len(result["results"]) == 2 * len(rows)
+
+
 def test_import():
     result = last_line("import", "--rounds", "1", "--threads", "1", "--peers", "none")
     imports = {row["module"]: row for row in result["results"] if "module" in row}

@@ -1,6 +1,7 @@
 """Every fused routine against its floor: what copying as many bytes takes, or a product of as many operations.
 
-The routines are called through the public functions that PyTorch has under the same names, so one text measures both.
+The routines are called through the public functions that PyTorch has under the same names, so one text measures both;
+what PyTorch (or an earlier revision) does not have is composed of what it has.
 A copy reads one half of the bytes that the routine must move and writes the other, in arrays of that size, so that what
 fits the cache is compared with copies in the cache. A routine that reads more than it writes can beat
 its floor a little. The product is the first linear layer's of the feed-forward.
@@ -37,22 +38,47 @@ def costs(size):
     product = 2 * rows * c * 4 * c
     half_square = 2 * size.batch * size.block**2 * c // 2                      # one attention product, causal
     parameters = 4 * sum(math.prod(shape) for shape in size.parameter_shapes())
+    matrices = [shape for shape in size.parameter_shapes()[2:] if len(shape) == 2]
+    small = [(min(shape), max(shape)) for shape in matrices]
+    newton_schulz = sum(5 * (4 * r * r * n + 2 * r**3) for r, n in small)      # five steps of three products each
     return {
         "linear": Cost(stream + weights + hidden, product),
         "linear backward": Cost(hidden + 2 * weights + 2 * stream, 2 * product),
         "layer_norm": Cost(2 * stream),
         "layer_norm backward": Cost(3 * stream),
+        "layer_norm of a sum": Cost(4 * stream),  # reads both summands, writes norm and sum
+        "layer_norm of a sum backward": Cost(4 * stream),
+        "rms_norm": Cost(2 * stream),
+        "rms_norm backward": Cost(3 * stream),
         "gelu": Cost(2 * hidden),
         "gelu backward": Cost(3 * hidden),
+        "gelu tanh": Cost(2 * hidden),
+        "gelu tanh backward": Cost(3 * hidden),
+        "silu": Cost(2 * hidden),
+        "silu backward": Cost(3 * hidden),
+        "swiglu": Cost(3 * hidden // 2),  # halves of one (B*T, 4C)
+        "swiglu backward": Cost(5 * hidden // 2),
+        "relu2": Cost(2 * hidden),
+        "relu2 backward": Cost(3 * hidden),
+        "rotary": Cost(4 * stream),  # queries and keys
+        "rotary backward": Cost(4 * stream),
         "attention": Cost(4 * stream, 2 * half_square),
         "attention backward": Cost(7 * stream, 4 * half_square),
+        "attention dropout": Cost(4 * stream, 2 * half_square),
+        "attention dropout backward": Cost(7 * stream, 4 * half_square),
+        "softmax": Cost(2 * logits),
+        "softmax backward": Cost(3 * logits),
+        "log_softmax": Cost(2 * logits),
+        "log_softmax backward": Cost(3 * logits),
         "cross_entropy": Cost(logits),
         "cross_entropy backward": Cost(2 * logits),
+        "dropout": Cost(2 * stream),
+        "dropout backward": Cost(2 * stream),
         "embedding backward": Cost(stream + 4 * v * c),
         "adamw": Cost(7 * parameters, memory=4 * parameters),  # reads p, g, m, v, writes p, m, v
+        "muon": Cost(5 * 4 * sum(r * n for r, n in small), newton_schulz),  # the matrices of the blocks; p, g, m
         "clip": Cost(3 * parameters, memory=parameters),  # reads twice, writes once
     }
-
 
 def report(options):
     """Measure and print a table per size; the results as (rows, skipped)."""
@@ -116,16 +142,22 @@ def measure(spec):
         def forward(function=function, inputs=inputs):
             return function(*inputs)
 
-        g = library.from_numpy(rng.standard_normal(tuple(forward().shape), np.float32))
+        shapes = [tuple(out.shape) for out in several(forward())]
+        gradients = [library.from_numpy(rng.standard_normal(shape, np.float32)) for shape in shapes]
         trained = [x for x in inputs if x.requires_grad]
 
-        def prepare(forward=forward, trained=trained, g=g):
-            return forward(), trained, g
+        def prepare(forward=forward, trained=trained, gradients=gradients):
+            return several(forward()), trained, gradients
 
         if name != "embedding":  # a copy of rows: nothing to win
             result[name] = timed(forward, samples)
         result[f"{name} backward"] = timed(library.autograd.grad, samples, prepare)
     return {**result, **_updates(library, size, rng, samples)}
+
+
+def several(outputs):
+    """The outputs of a function as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def _functions(library, size, rng):
@@ -138,37 +170,67 @@ def _functions(library, size, rng):
     def ids(*shape):
         return library.from_numpy(rng.integers(0, size.vocab, shape))
 
+    def either(name, formula):
+        return getattr(F, name, formula)
+
+    def turned(x, cos, sin):
+        low, high = x.chunk(2, dim=-1)
+        return x * cos + library.cat([-high, low], dim=-1) * sin
+
+    def attention(q, k, v, p=0.0):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=p)
+
     heads = (size.batch, size.heads, size.block, c // size.heads)
+    tables = (real(*heads[2:]).detach() for _ in range(2))
+    gated = either("swiglu", lambda x: F.silu(x.chunk(2, dim=-1)[0]) * x.chunk(2, dim=-1)[1])
+    sum_norm = either("add_layer_norm", lambda x, r, shape, w: (F.layer_norm(x + r, shape, w), x + r))
     return [
         ("linear", F.linear, (real(rows, c), real(4 * c, c))),
         ("layer_norm", lambda x, w: F.layer_norm(x, (c,), w), (real(rows, c), real(c))),
+        ("layer_norm of a sum", lambda x, r, w: sum_norm(x, r, (c,), w), (real(rows, c), real(rows, c), real(c))),
+        ("rms_norm", lambda x, w: F.rms_norm(x, (c,), w), (real(rows, c), real(c))),
         ("gelu", F.gelu, (real(rows, 4 * c),)),
-        ("attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-         (real(*heads), real(*heads), real(*heads))),
+        ("gelu tanh", lambda x: F.gelu(x, approximate="tanh"), (real(rows, 4 * c),)),
+        ("silu", F.silu, (real(rows, 4 * c),)),
+        ("swiglu", gated, (real(rows, 4 * c),)),
+        ("relu2", either("relu2", lambda x: F.relu(x).square()), (real(rows, 4 * c),)),
+        ("rotary", either("rotary", lambda q, k, cos, sin: (turned(q, cos, sin), turned(k, cos, sin))),
+         (real(*heads), real(*heads), *tables)),
+        ("attention", attention, (real(*heads), real(*heads), real(*heads))),
+        ("attention dropout", lambda *qkv: attention(*qkv, p=0.2), (real(*heads), real(*heads), real(*heads))),
+        ("softmax", lambda x: F.softmax(x, dim=-1), (real(rows, size.vocab),)),
+        ("log_softmax", lambda x: F.log_softmax(x, dim=-1), (real(rows, size.vocab),)),
+        ("dropout", lambda x: F.dropout(x, 0.2), (real(rows, c),)),
         ("cross_entropy", F.cross_entropy, (real(rows, size.vocab), ids(rows))),
         ("embedding", F.embedding, (ids(rows), real(size.vocab, c))),
     ]
 
 
 def _updates(library, size, rng, samples):
-    """AdamW and clipping over all parameters of the model, gradients where backward leaves them."""
+    """The optimizers and clipping over the parameters of the model, gradients where backward leaves them."""
+    def trained(make, shapes):
+        """(optimizer, its parameters, a function that gives them gradients), after a first step."""
+        parameters, factors = (
+            [library.from_numpy(rng.standard_normal(shape, np.float32)) for shape in shapes] for _ in range(2)
+        )
+        parameters = [library.nn.Parameter(p) for p in parameters]
+        optimizer = make(parameters, lr=1e-3)
+
+        def backward():
+            optimizer.zero_grad()
+            for p, factor in zip(parameters, factors, strict=True):
+                (p * factor).sum().backward()
+            return ()
+
+        backward()
+        optimizer.step()
+        return optimizer, parameters, backward
+
     shapes = size.parameter_shapes()
-    parameters, factors = (
-        [library.from_numpy(rng.standard_normal(shape, np.float32)) for shape in shapes] for _ in range(2)
-    )
-    parameters = [library.nn.Parameter(p) for p in parameters]
-    optimizer = library.optim.AdamW(parameters, lr=1e-3)
-
-    def backward():
-        optimizer.zero_grad()
-        for p, factor in zip(parameters, factors, strict=True):
-            (p * factor).sum().backward()
-        return ()
-
-    backward()
-    optimizer.step()
+    adamw, parameters, backward = trained(library.optim.AdamW, shapes)
+    muon, _, muon_backward = trained(library.optim.Muon, [shape for shape in shapes[2:] if len(shape) == 2])
     clip = library.nn.utils.clip_grad_norm_
-    return {"adamw": timed(optimizer.step, samples, backward),
+    return {"adamw": timed(adamw.step, samples, backward), "muon": timed(muon.step, samples, muon_backward),
             "clip": timed(lambda: clip(parameters, 1.0), samples, backward)}
 
 
