@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,31 @@ def test_steps_make_the_same_arrays_again(trained):
             step()
             counts.append((memory.allocations - before, memory.bytes, memory.peak))
     assert counts[1:] == counts[1:2] * 3
+
+
+def test_inference_makes_no_nodes_and_keeps_nothing(trained):
+    """Nothing is recorded, and each array goes as soon as the next operation has read it."""
+    model, _, _, idx, targets = trained
+    seen = []
+
+    class Watch(tg.autograd.OpHook):
+        def after_forward(self, op, arrays, outputs):
+            seen.append((op.recording, [t.node for t in outputs], len(op.parents), weakref.ref(op)))
+
+    for mode in (tg.no_grad, tg.inference_mode):
+        with mode(), tg.track_memory() as memory:
+            with tg.autograd.op_hook(Watch()):
+                logits, loss = model(idx, targets)
+            small, peak = memory.bytes, memory.peak
+        assert len(seen) > 10 * LAYERS
+        for recording, nodes, parents, op in seen:
+            assert not recording and nodes == [None] * len(nodes) and not parents and op() is None
+        assert small < logits.numel() * 4 + 1000
+        seen.clear()
+    with tg.track_memory() as memory:
+        loss = model(idx, targets)[1]
+        recorded = memory.peak
+    assert peak < recorded / 4, (peak, recorded)
 
 
 FAULTS = """
