@@ -49,7 +49,7 @@ class Runner:
         return self.given(self.rng.standard_normal(shape) * scale, letter)
 
     def launch(self, name, *values, types=None):
-        self.launcher.launch(name, types or self.types, *values)
+        self.launcher.launch(name, self.types if types is None else types, *values)
 
     def close(self, got, want, letter="float32", scale=None, what=""):
         """Is `got` what `want` (float64) rounds to, up to the noise of float32 sums of size `scale`?"""
@@ -262,6 +262,210 @@ def norm(k, rows, width):
                 _finish(k, partial, terms.sum(0), "T", np.abs(terms).sum(0).max(initial=0), what)
 
 
+# ---- softmax and cross-entropy ---------------------------------------------------------------------------------------
+
+
+def softmax(k, rows, width):
+    """Causal with and without dropout, with the keys of a longer past, and unmasked; one row sees nothing."""
+    from tensorgrad.kernels.reference import dropout_key, dropout_mask
+
+    queries, scale, p, identity = max(rows, 1), 0.7, 0.25, (3, 9)
+    for offset, drop in ((0, False), (0, True), (width - queries, True), (width, False), (-1, False)):
+        scores = k.normal(2, rows, width, letter="T", scale=3)
+        t = wide(scores) * scale
+        hidden = np.arange(width)[None, :] > np.arange(rows)[:, None] + offset
+        scores[:, hidden] = np.nan  # never looked at
+        key, factor = ((*dropout_key(p, identity), 1 / (1 - p)), 1 / (1 - p)) if drop else ((0, 0, 0, 1), 1)
+        dropped = k.empty(scores.shape, "T") if drop else None
+        k.launch("softmax_forward", scores, dropped, 2 * rows, queries, width, offset, scale, *key)
+        t = np.where(hidden, -np.inf, t)
+        top = t.max(-1, keepdims=True, initial=-1e30)
+        e = np.exp(t - top)
+        total = e.sum(-1, keepdims=True)
+        probabilities = e / np.where(total == 0, 1, total)
+        k.close(scores, probabilities, "T", what="probabilities", scale=1)
+        assert (scores[:, hidden] == 0).all()
+        kept = dropout_mask(np, scores.shape, p, identity) * factor if drop else np.ones(scores.shape)
+        if drop:
+            k.close(dropped, wide(scores) * kept, "T", what="dropped")
+        g = k.normal(2, rows, width, letter="T")
+        dp = np.where(hidden, 0, wide(g) * kept)
+        g[:, hidden] = np.nan
+        k.launch("softmax_backward", scores, g, 2 * rows, queries, width, offset, scale, *key)
+        want = wide(scores) * (dp - (dp * wide(scores)).sum(-1, keepdims=True)) * scale
+        k.close(g, want, "T", what="gradient", scale=3)
+        assert (g[:, hidden] == 0).all()
+
+
+def cross_entropy(k, rows, width):
+    """Fused, and forward and backward apart, with padded columns, ignored rows and targets that are no class."""
+    classes, ignore = max(width - 5, 1), -100
+    targets = k.rng.integers(0, classes, rows)
+    if rows > 2:
+        targets[1], targets[2] = ignore, classes  # the first column of padding
+    logits = k.normal(rows, width, letter="T", scale=3)
+    logits[:, classes:] = np.nan
+    x = wide(logits)[:, :classes]
+    counted = (targets >= 0) & (targets < classes)
+    top = x.max(1, initial=-np.inf)
+    rest = np.log(np.exp(x - top[:, None]).sum(1))
+    safe = np.where(counted, targets, 0)
+    loss = np.where(counted, top - x[np.arange(rows), safe] + rest, 0)
+    slope = np.zeros((rows, width))
+    slope[:, :classes] = np.exp(x - top[:, None] - rest[:, None])
+    slope[np.arange(rows), safe] -= 1
+    slope[~counted] = 0
+
+    got, lse, error = k.empty((rows,)), k.empty((rows, 2)), np.zeros(1, np.uint32)
+    k.launch("cross_entropy_forward", logits, targets, got, lse, error, rows, classes, width, ignore)
+    k.close(got, loss, what="loss", scale=10)
+    k.close(lse, np.stack([top, rest], 1), what="lse", scale=10)
+    assert error[0] == (2 if rows > 2 else 0)
+    for g, stride in ((k.normal(rows), 1), (k.given([0.37]), 0)):
+        gradient = k.empty((rows, width), "T")
+        k.launch("cross_entropy_backward", logits, targets, lse, g, gradient, rows, classes, width, stride, ignore)
+        k.close(gradient, slope * (wide(g)[:, None] if stride else wide(g)), "T", what="gradient", scale=1)
+
+    counts, mean = k.empty((2,)), k.empty((1,))
+    k.launch("count_targets", targets, counts, rows, classes, ignore, types=())
+    with np.errstate(divide="ignore"):
+        k.close(counts, [counted.sum(), 1 / counted.sum() if counted.any() else np.inf], scale=1) if rows else None
+    k.launch("mean_loss", got, counts, mean, rows, types=())
+    if rows:
+        k.close(mean, [loss.sum() / counted.sum()], what="mean", scale=10)
+    else:
+        assert np.isnan(mean[0])
+
+    fused, factor, error = k.empty((rows,)), k.given([64.0]), np.zeros(1, np.uint32)
+    k.launch("cross_entropy", logits, targets, fused, counts[1:], factor, error, rows, classes, width, ignore)
+    k.close(fused, loss, what="fused loss", scale=10)
+    k.close(logits, slope * (wide(counts[1:]) * 64 if rows else 0), "T", what="in place", scale=64 / max(rows, 1))
+    assert error[0] == (2 if rows > 2 else 0)
+
+
+# ---- embedding, heads ------------------------------------------------------------------------------------------------
+
+
+def embedding(k, rows, width):
+    vocabulary = 7
+    ids = k.rng.integers(0, vocabulary, rows)
+    if rows > 2:
+        ids[0], ids[2] = vocabulary, -1
+    found = (ids >= 0) & (ids < vocabulary)
+    table, out, error = k.normal(vocabulary, width, letter="U"), k.empty((rows, width), "T"), np.zeros(1, np.uint32)
+    k.launch("embedding_forward", table, ids, out, error, rows, width, vocabulary)
+    want = np.where(found[:, None], wide(table)[np.where(found, ids, 0)], 0)
+    k.close(out, want, "T")
+    assert error[0] == (1 if rows > 2 else 0)
+
+
+def embedding_backward(k, rows, width):
+    vocabulary = 7
+    ids = k.rng.integers(0, vocabulary, rows)
+    if rows > 2:
+        ids[0], ids[2] = vocabulary, -1
+    found = (ids >= 0) & (ids < vocabulary)
+    g, before = k.normal(rows, width, letter="T"), k.normal(vocabulary, width)
+    want = wide(before)
+    np.add.at(want, ids[found], wide(g)[found])
+    order = np.argsort(ids, kind="stable")
+    for name, index in (("atomic", (ids,)), ("sorted", (ids[order], order))):
+        dtable = k.given(before)
+        k.launch(f"embedding_backward_{name}", *index, g, dtable, rows, width, vocabulary)
+        k.close(dtable, want, what=name, scale=rows + 1)
+        if name == "sorted" and rows:  # the very order of additions
+            one = ids[found][0]
+            total = before[one].copy()
+            for i in np.flatnonzero(ids == one):
+                total += g[i].astype(np.float32)
+            np.testing.assert_array_equal(dtable[one], total)
+
+
+def _head_layouts(k, batch, heads, length, dim):
+    """Queries in a packed projection, and (batch, heads, length, dim) laid out plainly."""
+    packed = k.normal(batch, length, 3, heads, dim, letter="T")
+    x = packed[:, :, 1].transpose(0, 2, 1, 3)
+    y = k.empty((batch, heads, length, dim), "T")
+    strides = [[s // x.itemsize for s in a.strides[:3]] for a in (x, y)]
+    return x, y, (batch, heads, length, dim), strides
+
+
+def heads(k, rows, width):
+    dim = width // 2 * 2
+    x, y, sizes, (s, t) = _head_layouts(k, 2, 3, rows, dim)
+    if k.name == "copy_heads":
+        k.launch("copy_heads", x, y, *sizes, *s, *t)
+        np.testing.assert_array_equal(y, x)
+        x[...] = 0
+        k.launch("copy_heads", y, x, *sizes, *t, *s)
+        np.testing.assert_array_equal(y, x)
+        return
+    cos, sin = k.normal(rows, dim), k.normal(rows, dim)  # independent numbers: nothing can be mixed up unseen
+    k.launch("rotary", x, cos, sin, y, *sizes, *s, *t, 1.0)
+    low, high = np.split(wide(x), 2, -1)
+    k.close(y, wide(x) * wide(cos) + np.concatenate([-high, low], -1) * wide(sin), "T", what="forward")
+    g = k.normal(*sizes, letter="T")
+    dx = k.empty(sizes, "T")
+    k.launch("rotary", g, cos, sin, dx, *sizes, *t, *t, -1.0)
+    turned = wide(g) * wide(sin)
+    low, high = np.split(turned, 2, -1)
+    k.close(dx, wide(g) * wide(cos) + np.concatenate([high, -low], -1), "T", what="backward")
+    k.launch("rotary", g, cos, sin, g, *sizes, *t, *t, -1.0)
+    np.testing.assert_array_equal(g, dx)
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def adamw(k, rows, width):
+    """Three steps against reference.adamw_block in float64: with clipping, without, and one that is skipped."""
+    from tensorgrad.kernels.cuda.signatures import adamw_hyper, square_partials
+    from tensorgrad.kernels.reference import adamw_block
+
+    n, decayed = rows * width, rows * width // 3
+    p, m, v = k.normal(n), k.given(np.zeros(n)), k.given(np.zeros(n))
+    expected = [wide(a) for a in (p, m, v)]
+    options = dict(lr=0.02, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    for step, max_norm in ((1, 0.5), (2, math.inf), (3, None)):
+        g, shadow, clip = k.normal(n, scale=4), k.empty((n,), "U"), k.empty((3,))
+        hyper = k.given(adamw_hyper(**options, step=step, gradient_scale=0.25))
+        total = wide(g) * 0.25
+        norm = math.sqrt((total**2).sum())
+        if max_norm is not None:
+            partial = np.full(square_partials(n, 4), np.nan)
+            k.launch("sum_of_squares", g, partial, n, types=("float32",))
+            k.launch("clip_factor", partial, hyper[7:], clip, len(partial), max_norm, 1, types=())
+            factor = min(1, max_norm / (norm + 1e-6))
+            k.close(clip, [norm, factor, 0], what="clip")
+            total *= factor
+        k.launch("adamw", p, g, m, v, shadow, hyper, clip if max_norm is not None else None, n, decayed)
+        for part, decay in ((slice(0, decayed), 0.1), (slice(decayed, n), 0.0)):
+            blocks = [a[part] for a in expected]
+            adamw_block(np, blocks[0], total[part], *blocks[1:], np.empty_like(blocks[0]), step=step,
+                        **{**options, "weight_decay": decay})  # fmt: skip
+        for got, want, what in zip((p, m, v), expected, ("p", "exp_avg", "exp_avg_sq"), strict=True):
+            k.close(got, want, what=what)
+        k.close(shadow, wide(p), "U", what="shadow")
+    if not n:
+        return
+    before, g[0] = p.copy(), np.inf
+    k.launch("sum_of_squares", g, partial, n, types=("float32",))
+    k.launch("clip_factor", partial, None, clip, len(partial), 1.0, 1, types=())
+    k.launch("adamw", p, g, m, v, None, hyper, clip, n, decayed)
+    np.testing.assert_array_equal(p, before)
+    assert clip[2] == 1
+
+
+def sum_of_squares(k, rows, width):
+    from tensorgrad.kernels.cuda.signatures import square_partials
+
+    x = k.normal(rows, width, letter="T")
+    partial = np.full(square_partials(x.size, x.itemsize), np.nan)
+    k.launch("sum_of_squares", x, partial, x.size)
+    want = (wide(x) ** 2).sum()
+    assert abs(partial.sum() - want) <= 2e-6 * want
+
+
 CASES = {
     "cast": cast,
     "add": add,
@@ -272,6 +476,14 @@ CASES = {
     "swiglu_forward": swiglu,
     "layer_norm_forward": norm,
     "rms_norm_forward": norm,
+    "softmax_forward": softmax,
+    "cross_entropy": cross_entropy,
+    "embedding_forward": embedding,
+    "embedding_backward_sorted": embedding_backward,
+    "copy_heads": heads,
+    "rotary": heads,
+    "sum_of_squares": sum_of_squares,
+    "adamw": adamw,
     **{f"{name}_forward": activation_forward for name in ACTIVATIONS},
     **{f"{name}_backward": activation_backward for name in ACTIVATIONS},
 }
@@ -280,4 +492,8 @@ WITHIN = {  # kernels that have no case of their own: launched by the case of an
     "swiglu_backward": "swiglu_forward",
     "layer_norm_backward": "layer_norm_forward",
     "rms_norm_backward": "rms_norm_forward",
+    "softmax_backward": "softmax_forward",
+    **dict.fromkeys(("cross_entropy_forward", "cross_entropy_backward", "count_targets", "mean_loss"), "cross_entropy"),
+    "embedding_backward_atomic": "embedding_backward_sorted",
+    "clip_factor": "adamw",
 }

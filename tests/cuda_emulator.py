@@ -68,7 +68,7 @@ def build(*flags, library):
             sources.append(work / f"{stem}.cc")
             sources[-1].write_text("\n".join([*lines, "}", ""]), encoding="utf-8")
         mode = ["-fPIC"] if library else ["-DREPLAY"]
-        common = ["g++", *FLAGS, *flags, *mode, f"-I{HERE}"]
+        common = ["g++", *FLAGS, *flags, *mode, f"-I{HERE}", f"-I{FOLDER}"]
         objects = [work / (s.stem + ".o") for s in sources]
         jobs = [subprocess.Popen([*common, "-c", s, "-o", o]) for s, o in zip(sources, objects, strict=True)]
         failed = [s.name for s, job in zip(sources, jobs, strict=True) if job.wait()]
@@ -100,36 +100,45 @@ class Emulator:
 
     def run(self, name, types, grid, block, shared, values):
         """The same with a grid, block and bytes of dynamic shared memory of one's own; nothing for an empty grid."""
-        kernel = KERNELS[name]
-        types = (types,) if isinstance(types, str) else tuple(types)
-        if types not in kernel.types:
-            raise TypeError(f"{name} is not instantiated for {types}, only for {kernel.types}")
+        expression, words = _prepare(name, types, values)
         if not all(grid):
             return
-        held = []
-        for argument, value in zip(kernel.arguments, values, strict=True):
-            dtype = dtype_of(kernel.dtype(argument, types))
-            if not argument.pointer:
-                held.append(dtype.type(value))
-            elif value is None and argument.optional:
-                held.append(np.uint64(0))
-            else:
-                if not isinstance(value, np.ndarray) or value.dtype != dtype:
-                    raise TypeError(f"{name}: {argument.name} must be an array of {dtype}, not {value!r:.80}")
-                if argument.written and not value.flags.writeable:
-                    raise TypeError(f"{name}: {argument.name} is written, but the array is read-only")
-                held.append(np.uint64(value.ctypes.data))
-        boxes = [np.array(v) for v in held]
+        before = record(name, types, grid, block, shared, values) if self.launches is not None else None
+        self.call(expression, grid, block, shared, words)
+        if self.launches is not None:
+            self.launches.append((before, [b.tobytes() for b in _buffers(values)]))
+
+    def call(self, expression, grid, block, shared, words):
+        """Launch by C++ name; `words`: NumPy scalars, addresses too. RuntimeError with the emulation's message."""
+        boxes = [np.array(word) for word in words]
         pointers = (ctypes.c_void_p * len(boxes))(*(b.ctypes.data for b in boxes))
         sizes = [(ctypes.c_uint * 3)(*(int(n) for n in s)) for s in (grid, block)]
-        if self.launches is not None:
-            self.launches.append(_record(kernel.expression(types), grid, block, shared, values))
         with self._lock:
-            fault = self._launch(kernel.expression(types).encode(), *sizes, ctypes.c_size_t(int(shared)), pointers)
+            fault = self._launch(expression.encode(), *sizes, ctypes.c_size_t(int(shared)), pointers)
         if fault:
-            raise RuntimeError(f"{kernel.expression(types)}: {fault.decode()}")
-        if self.launches is not None:
-            self.launches[-1] = (*self.launches[-1], [b.tobytes() for b in _buffers(values)])
+            raise RuntimeError(f"{expression}: {fault.decode()}")
+
+
+def _prepare(name, types, values):
+    """(the instance's name, one NumPy scalar per argument: the number itself or the address), all checked."""
+    kernel = KERNELS[name]
+    types = (types,) if isinstance(types, str) else tuple(types)
+    if types not in kernel.types:
+        raise TypeError(f"{name} is not instantiated for {types}, only for {kernel.types}")
+    words = []
+    for argument, value in zip(kernel.arguments, values, strict=True):
+        dtype = dtype_of(kernel.dtype(argument, types))
+        if not argument.pointer:
+            words.append(dtype.type(value))
+        elif value is None and argument.optional:
+            words.append(np.uint64(0))
+        elif not isinstance(value, np.ndarray) or value.dtype != dtype:
+            raise TypeError(f"{name}: {argument.name} must be an array of {dtype}, not {value!r:.80}")
+        elif argument.written and not value.flags.writeable:
+            raise TypeError(f"{name}: {argument.name} is written, but the array is read-only")
+        else:
+            words.append(np.uint64(value.ctypes.data))
+    return kernel.expression(types), words
 
 
 # ---- launches recorded in one process and replayed under a sanitizer in another --------------------------------------
@@ -145,8 +154,9 @@ def _buffers(values):
     return list({id(_root(v)): _root(v) for v in values if isinstance(v, np.ndarray)}.values())
 
 
-def _record(expression, grid, block, shared, values):
-    """(bytes of one launch in the format that main.cc reads,)."""
+def record(name, types, grid, block, shared, values):
+    """One launch, not run, in the format that main.cc reads: name, sizes, the buffers' bytes, arguments."""
+    expression, words = _prepare(name, types, values)
     buffers = _buffers(values)
     pack = lambda *numbers: struct.pack(f"<{len(numbers)}Q", *(int(n) for n in numbers))  # noqa: E731
     parts = [pack(len(expression)), expression.encode(), pack(*grid, *block, shared, len(buffers))]
@@ -154,29 +164,20 @@ def _record(expression, grid, block, shared, values):
         parts += [pack(b.nbytes), b.tobytes()]
     parts.append(pack(len(values)))
     places = {id(b): i for i, b in enumerate(buffers)}
-    for value in values:
+    for value, word in zip(values, words, strict=True):
         if isinstance(value, np.ndarray):
             root = _root(value)
             parts.append(pack(places[id(root)] + 1, value.ctypes.data - root.ctypes.data))
-        else:  # the bits of a number, or of a null pointer
-            bits = np.asarray(0 if value is None else value).tobytes()
-            parts += [pack(0), bits.ljust(8, b"\0")]
-    return (b"".join(parts),)
+        else:
+            parts += [pack(0), word.tobytes().ljust(8, b"\0")]
+    return b"".join(parts)
 
 
 def replay(launches, *flags, folder):
     """Run recorded launches in a program built with these flags, one thread per CUDA thread. Returns the finished
-    process and, per launch, the bytes of its buffers (None where the program did not get to the end)."""
+    process and, as one piece, the bytes that all buffers then hold (None where it did not get to the end)."""
     program = build("-DEMULATE_THREADS", *flags, library=False)
     source, out = folder / "launches", folder / "results"
-    source.write_bytes(struct.pack("<Q", len(launches)) + b"".join(launch[0] for launch in launches))
-    done = subprocess.run([program, source, out], capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        return done, None
-    data, results = out.read_bytes(), []
-    for launch in launches:
-        results.append([])
-        for buffer in launch[1]:
-            results[-1].append(data[: len(buffer)])
-            data = data[len(buffer) :]
-    return done, results
+    source.write_bytes(struct.pack("<Q", len(launches)) + b"".join(launches))
+    done = subprocess.run([program, source, out], capture_output=True, text=True, timeout=600)
+    return done, out.read_bytes() if done.returncode == 0 else None

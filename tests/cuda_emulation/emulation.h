@@ -6,6 +6,7 @@
 //                      barrier that not all reach) ends the launch with a message instead of the process.
 // Missing: everything that the kernels do not use. Not checked: speed, memory limits, denormals (CuPy flushes them).
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -88,6 +89,8 @@ inline float atomicAdd(float* at, float x) {
     } while (!__atomic_compare_exchange_n(word, &seen, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }
+using std::max;
+using std::min;
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __int_as_float(unsigned bits) {

@@ -2,6 +2,12 @@
 // file, runs them, and writes what the buffers then hold (formats: tests/cuda_emulator.py).
 #include "emulation.h"
 
+namespace planted {
+#include "planted.cu"
+int misaligned = emulation::add_kernel("planted_misaligned", &planted_misaligned);
+int deadlock = emulation::add_kernel("planted_deadlock", &planted_deadlock);
+}  // namespace planted
+
 #ifndef REPLAY
 extern "C" const char* emulation_launch(const char* name, const unsigned* grid, const unsigned* block, size_t shared,
                                         void** arguments) {

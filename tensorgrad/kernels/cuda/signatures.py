@@ -15,10 +15,13 @@ parameters exactly as in the source (a test compares them); add cases to tests/c
 """
 
 import functools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
 
 FOLDER = Path(__file__).parent / "source"
 CPP = {"float32": "float", "bfloat16": "__nv_bfloat16", "float16": "__half"}
@@ -133,10 +136,48 @@ def _norm_backward(sums):
     return rule
 
 
+def _row_per_block(s):
+    block = _threads(_up(s.stride * s.T, 4 * 16), 512)  # about four packs of 16 bytes per thread
+    return (s.rows, 1, 1), (block, 1, 1), 0
+
+
+def _one_block(s):
+    return (1, 1, 1), (1024, 1, 1), 0
+
+
+def _heads(share):
+    """A grid-stride loop over packs in the first 1 / `share` of every row."""
+    return lambda s: (
+        (min(_up(s.batch * s.heads * s.length * _up(s.dim * s.T, 16 * share), 256), 4 * WAVE), 1, 1),
+        (256, 1, 1),
+        0,
+    )
+
+
+def _visible(s):
+    """Columns of scores that a query sees, on average."""
+    seen = (min(max(q + s.offset + 1, 0), s.keys) for q in range(s.queries))
+    return sum(seen) / max(s.queries, 1)
+
+
+def square_partials(n, itemsize):
+    """How many partial sums `sum_of_squares` leaves of n elements, at least one."""
+    return min(max(_up(n * itemsize, 256 * 16), 1), WAVE)
+
+
+def adamw_hyper(lr, betas, eps, weight_decay, step, gradient_scale=1.0):
+    """The eight float32 numbers that `adamw` wants in device memory for update number `step` = 1, 2, ...;
+    gradients are multiplied by `gradient_scale` (1 / loss scale, 1 / accumulated batches)."""
+    beta1, beta2 = betas
+    numbers = [1 - beta1, beta2, 1 - beta2, eps, lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)]
+    return np.array([*numbers, 1 - lr * weight_decay, gradient_scale], np.float32)
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 ONE = (("float32",), ("bfloat16",), ("float16",))
 PAIRS = tuple((a, b) for a in CPP for b in CPP)
+NONE = ((),)
 STREAM = (*((t, t) for t in CPP), ("bfloat16", "float32"), ("float16", "float32"))  # (T, R), see norm.cu
 KERNELS = {}
 
@@ -239,4 +280,93 @@ _kernel(
     "const R* total, const float* weight?, const float* rstd, const T* g, const R* dtotal?, R* dx, T* dbranch?, "
     "float* partial_weight?, long long rows, int width",
     _norm_backward(1), lambda s: s.rows * s.width * (2 * s.R + s.T + s.dtotal * s.R + s.dbranch * s.T),
+)  # fmt: skip
+
+# Attention scores in place; `multiplier, start, threshold` of reference.dropout_key and kept_scale = 1 / (1 - p), or
+# 0, 0, 0 and 1 without dropout.
+_DROPOUT = "unsigned int multiplier, unsigned int start, unsigned int threshold, float kept_scale"
+_kernel(
+    "softmax_forward", "softmax.cu", "T", ONE,
+    f"T* scores, T* dropped?, long long rows, int queries, int keys, int offset, float scale, {_DROPOUT}",
+    _row_per_warp, lambda s: s.rows * s.T * (_visible(s) + s.keys * (1 + s.dropped)),
+)  # fmt: skip
+_kernel(
+    "softmax_backward", "softmax.cu", "T", ONE,
+    "const T* probabilities, T* gradient, long long rows, int queries, int keys, int offset, float scale, " + _DROPOUT,
+    _row_per_warp, lambda s: s.rows * s.T * (2 * _visible(s) + s.keys),
+)  # fmt: skip
+
+_kernel(
+    "cross_entropy", "cross_entropy.cu", "T", ONE,
+    "T* logits, const long long* targets, float* loss, const float* scale, const float* factor?, unsigned int* error, "
+    "long long rows, int classes, int stride, long long ignore_index",
+    _row_per_block, lambda s: s.rows * s.T * (s.classes + s.stride),
+)  # fmt: skip
+_kernel(
+    "cross_entropy_forward", "cross_entropy.cu", "T", ONE,
+    "const T* logits, const long long* targets, float* loss, float* lse, unsigned int* error, long long rows, "
+    "int classes, int stride, long long ignore_index",
+    _row_per_block, lambda s: s.rows * s.T * s.classes,
+)  # fmt: skip
+_kernel(
+    "cross_entropy_backward", "cross_entropy.cu", "T", ONE,
+    "const T* logits, const long long* targets, const float* lse, const float* g, T* gradient, long long rows, "
+    "int classes, int stride, int g_stride, long long ignore_index",
+    _row_per_block, lambda s: s.rows * s.T * (s.classes + s.stride),
+)  # fmt: skip
+_kernel(  # count: 2 numbers
+    "count_targets", "cross_entropy.cu", "", NONE,
+    "const long long* targets, float* count, long long rows, int classes, long long ignore_index",
+    _one_block, lambda s: s.rows * 8,
+)  # fmt: skip
+_kernel(
+    "mean_loss", "cross_entropy.cu", "", NONE, "const float* loss, const float* count, float* mean, long long rows",
+    _one_block, lambda s: s.rows * 4,
+)  # fmt: skip
+
+_kernel(
+    "embedding_forward", "embedding.cu", "TU", STREAM,
+    "const U* table, const long long* ids, T* out, unsigned int* error, long long rows, int width, int vocabulary",
+    _row_per_warp, lambda s: s.rows * (8 + s.width * (s.T + s.U)),
+)  # fmt: skip
+_kernel(  # adds to dtable
+    "embedding_backward_atomic", "embedding.cu", "T", ONE,
+    "const long long* ids, const T* g, float* dtable, long long rows, int width, int vocabulary",
+    _row_per_warp, lambda s: s.rows * (8 + s.width * (s.T + 8)),
+)  # fmt: skip
+_kernel(  # adds to dtable; sorted, order: the ids in ascending order and their stable argsort
+    "embedding_backward_sorted", "embedding.cu", "T", ONE,
+    "const long long* sorted, const long long* order, const T* g, float* dtable, long long rows, int width, "
+    "int vocabulary",
+    lambda s: ((_up(s.rows, 8), min(_up(s.width * s.T, 512), 65535), 1), (32, 8, 1), 0),
+    lambda s: s.rows * (16 + s.width * s.T),
+)  # fmt: skip
+
+_HEADS = (
+    "int batch, int heads, int length, int dim, long long x_batch, long long x_head, long long x_position, "
+    "long long y_batch, long long y_head, long long y_position"
+)
+_kernel(  # fewer than 2^32 rows: batch * heads * length
+    "copy_heads", "heads.cu", "T", ONE, f"const T* x, T* y, {_HEADS}",
+    _heads(1), lambda s: 2 * s.batch * s.heads * s.length * s.dim * s.T,
+)  # fmt: skip
+_kernel(
+    "rotary", "heads.cu", "T", ONE, f"const T* x, const float* cos, const float* sin, T* y, {_HEADS}, float sign",
+    _heads(2), lambda s: 2 * s.batch * s.heads * s.length * s.dim * s.T,
+)  # fmt: skip
+
+_kernel(  # partial (square_partials(n, itemsize of T),)
+    "sum_of_squares", "optimizer.cu", "T", ONE, "const T* x, double* partial, long long n",
+    lambda s: ((square_partials(s.n, s.T), 1, 1), (256, 1, 1), 0), lambda s: s.n * s.T,
+)  # fmt: skip
+_kernel(  # clip: 3 numbers
+    "clip_factor", "optimizer.cu", "", NONE,
+    "const double* partial, const float* scale?, float* clip, int count, float max_norm, int may_skip",
+    lambda s: ((1, 1, 1), (256, 1, 1), 0), lambda s: s.count * 8,
+)  # fmt: skip
+_kernel(  # hyper: adamw_hyper(...)
+    "adamw", "optimizer.cu", "U", ONE,
+    "float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, U* shadow?, const float* hyper, "
+    "const float* clip?, long long n, long long decayed",
+    _flat(lambda s: s.U), lambda s: s.n * (28 + s.shadow * s.U),
 )  # fmt: skip

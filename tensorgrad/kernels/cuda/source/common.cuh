@@ -64,6 +64,14 @@ template <int N, typename T> __device__ inline void store(T* to, const Pack<T, N
     }
 }
 
+// Between two passes over the same packs: makes the compiler convert them to float32 again, instead of holding on to
+// twice as many registers of converted values.
+template <typename T, int N> __device__ inline void stay_packed(Pack<T, N>& pack) {
+    if constexpr (sizeof(T) == 2 && N * sizeof(T) % 16 == 0)
+#pragma unroll
+        for (int i = 0; i < int(N * sizeof(T) / 4); i++) asm volatile("" : "+r"(reinterpret_cast<unsigned int*>(&pack)[i]));
+}
+
 // May rows of `width` elements at these addresses (null: absent) be moved in packs of N? Every kernel has a body for
 // packs and one for single elements, and asks this.
 template <int N, typename... P> __device__ inline bool in_packs(long long width, const P*... pointers) {
@@ -77,6 +85,18 @@ template <int KEPT, typename F> __device__ inline void over_row(int width, int f
     for (int k = 0; k < KEPT; k++)
         if (first + k * step < width) visit(first + k * step, k);
     for (int column = first + KEPT * step; column < width; column += step) visit(column, KEPT);
+}
+
+template <int N> struct Count { static constexpr int value = N; };
+
+// A grid-stride loop over n elements: visit(index of the first, Count<how many>) for every pack of this thread. The last
+// few elements, and arrays that do not start on 16 bytes, go one by one.
+template <int N, typename F> __device__ inline void over_flat(long long n, bool packs, F visit) {
+    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    const long long threads = gridDim.x * (long long)blockDim.x;
+    const long long packed = packs ? n / N * N : 0;
+    for (long long i = thread * N; i < packed; i += threads * N) visit(i, Count<N>());
+    for (long long i = packed + thread; i < n; i += threads) visit(i, Count<1>());
 }
 
 // ---- sums and maxima -------------------------------------------------------------------------------------------------

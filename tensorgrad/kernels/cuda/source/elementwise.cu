@@ -1,17 +1,5 @@
-// One pass over flat arrays of n elements: conversion, addition, dropout, filling. A grid-stride loop over packs; the
-// last few elements, and arrays that do not start on 16 bytes, go one by one.
+// One pass over flat arrays of n elements: conversion, addition, dropout, filling.
 #include "common.cuh"
-
-template <int N> struct Count { static constexpr int value = N; };
-
-// visit(index of the first, Count<how many>) for every pack of this thread, then for what is left over.
-template <int N, typename F> __device__ inline void over_flat(long long n, bool packs, F visit) {
-    const long long thread = blockIdx.x * (long long)blockDim.x + threadIdx.x;
-    const long long threads = gridDim.x * (long long)blockDim.x;
-    const long long packed = packs ? n / N * N : 0;
-    for (long long i = thread * N; i < packed; i += threads * N) visit(i, Count<N>());
-    for (long long i = packed + thread; i < n; i += threads) visit(i, Count<1>());
-}
 
 // y = x in another type.
 template <typename T, typename U> __global__ void cast(const T* x, U* y, long long n) {

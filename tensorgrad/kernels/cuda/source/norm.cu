@@ -31,12 +31,14 @@ __device__ inline void norm_rows(const R* x, const T* branch, const float* weigh
     float squares = 0.0f;
     over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
         if (k == KEPT) kept[k] = load<N>(memory + at + c);
+        stay_packed(kept[k]);
 #pragma unroll
         for (int i = 0; i < N; i++) squares += (kept[k][i] - centre) * (kept[k][i] - centre);
     });
     const float factor = rsqrtf(warp_sum(squares) / width + eps);
     over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
         if (k == KEPT) kept[k] = load<N>(memory + at + c);
+        stay_packed(kept[k]);
         Pack<float, N> scale, shift{};
         if (weight) scale = load<N>(weight + c);
         if (bias) shift = load<N>(bias + c);
@@ -123,6 +125,10 @@ __device__ inline void norm_rows_backward(const R* total, const float* weight, c
                 x[k] = load<N>(total + at + c);
                 dy[k] = load<N>(g + at + c);
             }
+            if constexpr (sizeof(R) == 2) {
+                stay_packed(x[k]);
+                stay_packed(dy[k]);
+            }
             Pack<float, N> scale;
             if (weight) scale = load<N>(weight + c);
             Pack<R, N> result{};
@@ -151,7 +157,8 @@ __device__ inline void norm_rows_backward(const R* total, const float* weight, c
 // is not R, of branch; else dbranch has it in T), and sums of strips of rows for the gradients of weight and bias,
 // (strips, width) each, or null.
 template <typename T, typename R>
-__global__ void layer_norm_backward(const R* total, const float* weight, const float* mean, const float* rstd,
+__global__ void __launch_bounds__(256, sizeof(T) == sizeof(R) ? 3 : 2)
+    layer_norm_backward(const R* total, const float* weight, const float* mean, const float* rstd,
                                     const T* g, const R* dtotal, R* dx, T* dbranch, float* partial_weight,
                                     float* partial_bias, long long rows, int width) {
     if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
@@ -163,7 +170,8 @@ __global__ void layer_norm_backward(const R* total, const float* weight, const f
 }
 
 template <typename T, typename R>
-__global__ void rms_norm_backward(const R* total, const float* weight, const float* rstd, const T* g, const R* dtotal,
+__global__ void __launch_bounds__(256, sizeof(T) == sizeof(R) ? 3 : 2)
+    rms_norm_backward(const R* total, const float* weight, const float* rstd, const T* g, const R* dtotal,
                                   R* dx, T* dbranch, float* partial_weight, long long rows, int width) {
     if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
         norm_rows_backward<false, WIDE<T, R>>(total, weight, nullptr, rstd, g, dtotal, dx, dbranch, partial_weight,
