@@ -1,5 +1,5 @@
-"""The CUDA kernels without a GPU: the same source under g++ (tests/cuda_emulation/), against NumPy in float64, under two
-sanitizers; and what those must catch, planted."""
+"""The CUDA kernels without a GPU: the same source under g++ (tests/cuda_emulation/), against NumPy in float64 and under
+two sanitizers; and what those must catch, planted."""
 
 import re
 
