@@ -112,7 +112,7 @@ def serving(engine, drain=2.0):
         assert not thread.is_alive()
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     """Wait until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -1,4 +1,5 @@
 """The engine under a server: who waits, who is sent away, who goes away, and what happens when something breaks."""
+import gc
 import json
 import socket
 import struct
@@ -10,11 +11,13 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
 
-from serving_tools import events, read, send, serving, tiny_engine, until  # noqa: E402
+from serving_tools import LETTERS, events, read, send, serving, tiny_engine, tiny_model, until  # noqa: E402
 
 from gpt.errors import UserError  # noqa: E402
-from gpt.inference import Sampling, Writing  # noqa: E402
+from gpt.inference import Sampling, Writing, generate  # noqa: E402
+from gpt.serving.engine import Ticket  # noqa: E402
 from gpt.serving.errors import ServingError  # noqa: E402
+from gpt.text import CharTokenizer  # noqa: E402
 
 SHORT = {"model": "tiny", "prompt": "12 and ", "max_tokens": 12, "seed": 1}
 LONG = SHORT | {"max_tokens": 4000, "stream": True}  # takes many seconds
@@ -39,7 +42,7 @@ def test_a_client_that_goes_away_frees_its_row(how, stream):
                 connection.shutdown(socket.SHUT_WR)
             else:
                 connection.close()
-            until(lambda: engine.running == 0, 3)
+            until(lambda: engine.running == 0)
             assert engine.metrics.cancelled == before + 1
             connection.close()
         assert httpx.post(f"{address}/v1/completions", json=SHORT).json()["choices"][0]["finish_reason"] == "length"
@@ -53,10 +56,10 @@ def test_a_client_that_goes_away_while_it_waits():
         waiting = send(address, LONG)
         until(lambda: engine.waiting == 1)
         waiting.close()
-        until(lambda: engine.waiting == 0, 3)
+        until(lambda: engine.waiting == 0)
         assert engine.running == 1
         first.close()
-        until(lambda: engine.running == 0, 3)
+        until(lambda: engine.running == 0)
         unfinished = send(address, SHORT)  # the body never ends
         unfinished.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
         unfinished.close()
@@ -145,6 +148,52 @@ def test_texts_do_not_depend_on_their_company():
         for scale in range(12):
             ask(SHORT | {"model": "tiny:pirate", "adapter_scale": scale / 4, "max_tokens": 1})
         assert len(engine._decoders) <= 5
+
+
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_long_prompts_are_read_in_parts(position):
+    """Others go on meanwhile, every text is what it is alone, and what two prompts begin with is read once."""
+    tokenizer = CharTokenizer(LETTERS)
+    model = tiny_model(tokenizer, block_size=400, position=position)
+    engine = tiny_engine(tokenizer, model, rows=3, prefill_tokens=16)
+    long = "".join(LETTERS[i * i % 40] for i in range(300))
+    wanted = [long, long[:200] + "and so on", "12 and ", long + " x"]
+    alone = [generate(model, prompt, tokenizer, 20, seed=i, temperature=0.7)[0].text for i, prompt in enumerate(wanted)]
+    shapes, decode = [], model.decode
+    model.decode = lambda idx, step: shapes.append(tuple(idx.shape)) or decode(idx, step)
+    asked = [{"model": "tiny", "prompt": prompt, "max_tokens": 20, "seed": i, "temperature": 0.7}
+             for i, prompt in enumerate(wanted)]
+    with serving(engine) as address, httpx.Client(base_url=address, timeout=30) as client:
+        running = send(address, LONG | {"max_tokens": 300})
+        beginning = read(running, b"data: ")
+        texts = [client.post("/v1/completions", json=content).json()["choices"][0]["text"] for content in asked]
+        assert texts == alone
+        assert max(shape[1] for shape in shapes) == 16
+        first = [i for i, shape in enumerate(shapes) if shape == (1, 16)]
+        assert len(first) == 300 // 16  # the others' beginnings are known from the first
+        between = shapes[first[0]:first[-1]]
+        assert between.count((1, 1)) >= 10  # the text that was being written
+        assert b"[DONE]" in beginning + read(running)
+        both = client.post("/v1/completions", json=asked[0] | {"n": 2}).json()["choices"]
+        assert both[0]["text"] == alone[0]
+        echo = client.post("/v1/completions", json=asked[0] | {"max_tokens": 0, "echo": True}).json()["choices"][0]
+        assert echo["text"] == long
+        leaving = send(address, asked[3] | {"prompt": long[::-1]})  # goes away while its prompt is read
+        leaving.close()
+        until(lambda: engine.running == engine.waiting == 0)
+        assert [client.post("/v1/completions", json=content).json()["choices"][0]["text"] for content in asked] == alone
+
+
+def test_nothing_is_kept():
+    """Requests that are over, however they ended, leave no texts behind."""
+    engine = tiny_engine(rows=2)
+    with serving(engine) as address:
+        for i in range(12):
+            connection = send(address, (SHORT, LONG)[i % 2] | {"stream": i % 3 > 0, "logprobs": 2})
+            read(connection, b"data: " if i % 2 and i % 3 else b"}") if not i % 2 or i % 3 else None
+            connection.close()
+        until(lambda: engine.running == engine.waiting == 0)
+        until(lambda: not gc.collect() and not [o for o in gc.get_objects() if type(o) in (Writing, Ticket)])
 
 
 def test_several_are_written_in_one_step():

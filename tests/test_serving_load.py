@@ -81,7 +81,7 @@ def test_many_clients(tmp_path):
     wanted = requests()
     texts = alone(folder, wanted)
     assert len(set(texts)) > 40
-    program = Program("--init_from=out", "--adapters=pirate=pirate", "--rows=16", "--queue=40", folder=folder)
+    program = Program("--init_from=out", "--adapters=pirate=pirate", "--rows=16", "--queue=16", folder=folder)
     counts, sizes = Counter(), []
 
     async def measure(end):

@@ -1,14 +1,16 @@
 """scripts/serve.py: a process that serves a run folder, is stopped by signals, and every wrong input."""
 import json
 import os
+import re
 import signal
+import tomllib
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
 
-from serving_tools import Program, events, make_run, read, send  # noqa: E402
+from serving_tools import ROOT, Program, events, make_run, read, send  # noqa: E402
 
 from gpt import cli  # noqa: E402
 from gpt.errors import UserError  # noqa: E402
@@ -107,6 +109,20 @@ def test_a_port_that_is_taken(start, run_folder, capsys):
     port = program.address.rpartition(":")[2]
     assert cli.serve([f"--init_from={run_folder}", f"--port={port}"]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+def test_dockerfile():
+    """Every file it copies is there, the extras exist, and the command is one that the program takes."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
+    assert all((ROOT / name).exists() for names in copies for name in names if not name.startswith(("--", "$")))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [extras] = [re.search(r"\[(.*)\]", line)[1] for line in lines if line.startswith("RUN pip")]
+    assert set(extras.split(",")) <= set(project["optional-dependencies"]) and "serve" in extras
+    program, *flags = json.loads(lines[-1].removeprefix("CMD "))
+    assert project["scripts"][program] == "gpt.cli:serve"
+    values, others = cli.parse_flags(flags, ServeConfig)
+    assert ServeConfig(**values).port == 7860 and not others and "USER user" in lines
 
 
 def test_names_and_adapters(run_folder, tmp_path):

@@ -98,6 +98,34 @@ class Decoder:
             self._streams.append(self._stream(writing))
         return self._choose(first, [logits[source] for source, _, _ in rows])
 
+    def read_ahead(self, prompt, most) -> bool:
+        """Read up to `most` tokens of a prompt before it is added, so that long ones need not hold up the active texts:
+        call it between steps until it gives True, then `add` reads the rest, at most `most` tokens, at once.
+
+        Needs `reuse` and a free row, whose last one it uses; the beginning may come from any free row that has it."""
+        prompt, spare = list(prompt)[-self.model.config.block_size:], self.cache.rows - 1
+        if not self.free or not self.reuse:
+            raise UserError("reading ahead needs a decoder with reuse and a free row")
+        best = max(range(len(self.active), self.cache.rows), key=lambda row: (self._known(row, prompt), row == spare))
+        self._copy_left(best, spare)
+        known = self._known(spare, prompt)
+        if len(prompt) - known <= most:
+            self._copy_left(spare, len(self.active))
+            return True
+        self.cache.truncate(spare, known)
+        self._left[spare] = []
+        next_logits(self.model, [prompt[:known + most]], self.cache, spare)
+        self._left[spare] = prompt[:known + most]
+        return False
+
+    def _known(self, row, prompt):
+        """How many tokens of a prompt, but for its last, a free row holds already."""
+        return min(common(self._left[row], prompt[:-1]), self.cache.lengths[row])
+
+    def _copy_left(self, source, target):
+        self.cache.copy_row(source, target)
+        self._left[target] = self._left[source]
+
     def step(self) -> list[Piece]:
         """Write one more token of every active text; finished texts make room."""
         if not self.active:

@@ -35,7 +35,7 @@ class ServeConfig:
     """Tokens per text that a client may ask for."""
     max_choices: int = 16
     """Texts that one request may ask for, and never more than rows + queue."""
-    prefill_tokens: int = 1024
+    prefill_tokens: int = 256
     """Prompt tokens that are read between two steps of the texts being written: more is faster, less is smoother."""
     max_request_bytes: int = 1048576
     """Size of a request's body."""

@@ -221,22 +221,38 @@ class Engine:
             future.set_exception(error)
 
     def _admit(self):
-        """Read the next prompts in the queue, as many as may be read in one go."""
+        """Read the next prompts in the queue, as many as may be read in one go, or a part of a long one."""
         batch, longest, prompts = [], 0, set()
+        if not self._has_read_ahead():
+            return
         with self._changed:
             while self._waiting and len(self._running) + len(batch) < self.config.rows:
                 ticket, writing = self._waiting[0]
                 prompt = tuple(writing.prompt)
                 longest = max(longest, len(prompt))
-                prompts.add(prompt)
-                if batch and (ticket.key != batch[0][0].key or longest * len(prompts) > self.config.prefill_tokens):
+                more = batch and prompt not in prompts and longest * (len(prompts) + 1) > self.config.prefill_tokens
+                if more or (batch and ticket.key != batch[0][0].key):
                     break
+                prompts.add(prompt)
                 batch.append(self._waiting.popleft())
             for ticket, writing in batch:
                 self._running[writing] = ticket
         if batch:
             self._advance(batch[0][0].key, lambda decoder: decoder.add([writing for _, writing in batch]),
                           [writing for _, writing in batch])
+
+    def _has_read_ahead(self):
+        """Is little enough of the first prompt in the queue left to be read? If not, read a part."""
+        with self._changed:
+            if not self._waiting or len(self._running) >= self.config.rows:
+                return False
+            ticket, writing = self._waiting[0]
+        most, ready = self.config.prefill_tokens, []
+        if len(writing.prompt) <= most or not writing.settings.max_new_tokens:
+            return True
+        self._advance(ticket.key, lambda decoder: ready.append(decoder.read_ahead(writing.prompt, most)) or [],
+                      reading=ticket)
+        return bool(ready and ready[0])
 
     def _step(self):
         """One more token of every text."""
@@ -245,8 +261,9 @@ class Engine:
                 self._advance(key, lambda decoder: decoder.step())
 
     @tg.no_grad()
-    def _advance(self, key, act, new=()):
-        """Let the decoder of an adapter act, and deliver what came of it."""
+    def _advance(self, key, act, new=(), reading=None):
+        """Let the decoder of an adapter act, and deliver what came of it. `new` are the Writings that are added by it,
+        `reading` the Ticket whose prompt it reads a part of."""
         began = time.monotonic()
         try:
             decoder = self._decoder(key)
@@ -259,8 +276,9 @@ class Engine:
                 self._decoders.pop(key, None)
             told = (ServingError(500, "the server failed at this request; its log says why", "internal_error") if fault
                     else ServingError(400, str(error), "invalid_value"))
-            for ticket in {ticket for writing, ticket in self._running.items()
-                           if writing in new or (fault and ticket.key == key)}:
+            hit = {ticket for writing, ticket in self._running.items()
+                   if writing in new or (fault and ticket.key == key)}
+            for ticket in hit | ({reading} if reading else set()):
                 self._close(ticket, told)
             return
         events = {}
@@ -271,7 +289,7 @@ class Engine:
             if not writing.choices:
                 events.setdefault(self._running[writing], []).append((writing, None, "", writing.finish_reason))
         now = time.monotonic()
-        self.metrics.step(now - began, len(pieces), sum(len(writing.prompt) for writing in new))
+        self.metrics.step(now - began, len(pieces), sum(map(len, {tuple(writing.prompt) for writing in new})))
         for ticket, told in events.items():
             if not ticket.begun:
                 ticket.begun = True

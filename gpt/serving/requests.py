@@ -214,11 +214,10 @@ def _sampling(fields, engine, stops=(), **known):
         raise wrong("stop", "must be a string or an array of strings", "invalid_type")
     if len(stop) > 16 or not all(1 <= len(text) <= 1000 for text in stop):
         raise wrong("stop", "must be at most 16 texts of 1 to 1000 characters each")
-    temperature = fields.number("temperature", 1.0, 0, 100)
     top_p = fields.number("top_p", 1.0, 0, 1)
     seed = fields.integer("seed", None, -2**63, 2**63 - 1)
     return Sampling(
-        temperature=float(temperature) if temperature >= _GREEDY_BELOW else 0.0,
+        temperature=temperature(fields),
         top_p=max(float(top_p), 1e-9),  # OpenAI takes 0 for the likeliest token alone
         top_k=fields.integer("top_k", 0, 0, 2**31) or None, min_p=float(fields.number("min_p", 0.0, 0, 1)),
         repetition_penalty=float(fields.number("repetition_penalty", 1.0, 0.01, 100)),
@@ -226,6 +225,12 @@ def _sampling(fields, engine, stops=(), **known):
         frequency_penalty=float(fields.number("frequency_penalty", 0.0, -2, 2)),
         logit_bias=_bias(fields.any("logit_bias"), engine.model.config.vocab_size), stop=(*stop, *stops),
         seed=secrets.randbits(62) if seed is None else seed, **known)
+
+
+def temperature(fields):
+    """The field of that name; 0 for what is next to it."""
+    value = float(fields.number("temperature", 1.0, 0, 100))
+    return value if value >= _GREEDY_BELOW else 0.0
 
 
 def _bias(value, vocab_size):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
+from ..inference import generate
 from ..interop import load_with_tokenizer
 from ..interop.adapters import add_adapters
 from ..training.checkpoints import METRICS
@@ -19,9 +20,10 @@ _KEEP_ALIVE = 75  # seconds; more than clients keep an idle connection, or one c
 
 
 def serve(config, load=load_with_tokenizer, say=None):
-    """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM. `load(path, device, dtype=...)`
-    gives a tuple that begins with model and tokenizer; `say` shows where the server is (None: on standard output).
-    Raises UserError where the model or the address is not to be had."""
+    """Serve until SIGINT (raises KeyboardInterrupt when all is closed) or SIGTERM.
+
+    `load(path, device, dtype=...)` gives a tuple that begins with model and tokenizer; `say` shows where the server is
+    (None: on standard output). Raises UserError where the model or the address is not to be had."""
     say = say or partial(print, flush=True)
     try:
         import uvicorn
@@ -105,4 +107,5 @@ def open_engine(config, load=load_with_tokenizer):
         raise UserError(f"adapters: {BASE} stands for the model without its own adapter; choose another name")
     model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     add_adapters(model, folders)
-    return Engine(model.eval(), tokenizer, config, config.name)
+    generate(model.eval(), [0], max_new_tokens=2, temperature=0)  # compiles what is to be compiled before anybody waits
+    return Engine(model, tokenizer, config, config.name)
