@@ -28,7 +28,7 @@ def add_adapter(model):
     inject(model, LoRAConfig(r=2, lora_alpha=2), ADAPTER)
     with tg.no_grad():
         for part in parts(model, ADAPTER):
-            part.lora_B.copy_(tg.randn(*part.lora_B.shape) * 0.5)
+            part.lora_B.copy_(tg.randn(*part.lora_B.shape) * 2)
     set_adapters(model, [])
 
 

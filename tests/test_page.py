@@ -83,7 +83,8 @@ def test_alternatives_and_cuts(visit, library):
             kind = " ".join(["cut"] * bool(cut) + ["chosen"] * (i == token))
             expected.append([kind, piece, percent(p), CUTS[cut] if cut else percent(share)])
         lines = [f"{seen.kept} tokens are left to draw from",
-                 *(f"{CUTS[name]} cuts off {n}, together {percent(p)}" for name, (n, p) in seen.cuts.items())]
+                 *(f"{CUTS[name]} cuts off {n}, which were {percent(p)} of all draws"
+                   for name, (n, p) in seen.cuts.items())]
         deadline = time.monotonic() + 10
         while True:  # the card follows a little later
             rows = page.eval_on_selector_all("#alts li:not(.heads)", """all => all.map(li => [li.className,
