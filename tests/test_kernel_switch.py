@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -93,6 +94,28 @@ def test_numba_without_numba_says_what_to_install():
 def test_the_default_without_numba_is_numpy():
     done = python(BLOCK_NUMBA + USE, "fast")
     assert done.stdout.split() == ["tensorgrad.kernels.threaded"], done.stdout + done.stderr
+
+
+def test_kept_kernels_depend_on_the_mathematics_they_use(tmp_path):
+    """A kernel that Numba has kept is compiled anew where a file changes whose functions it calls."""
+    pytest.importorskip("numba", reason="needs the extra fast")
+    folder = tmp_path / "tensorgrad"
+    shutil.copytree(ROOT / "tensorgrad", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    use = ("import numpy as np\nfrom tensorgrad.kernels import compiled\nx = np.full(5000, 2, np.float32)\n"
+           "print(compiled.relu2_like(x)[0])")
+    with open(folder / "kernels" / "compiled.py", "a") as file:
+        file.write("\n\n@njit_fast\ndef _like(start, stop, x, y):\n    for i in range(start, stop):\n"
+                   "        y[i] = twice(x[i])\n\n\ndef relu2_like(x):\n    return _flat(_like, x, empty_like(x))\n\n\n"
+                   "from .compiled_math import twice\n")
+    results = []
+    for factor in (2, 3):
+        text = (ROOT / "tensorgrad" / "kernels" / "compiled_math.py").read_text()
+        (folder / "kernels" / "compiled_math.py").write_text(
+            f"{text}\n\n@njit_fast\ndef twice(x):\n    return F32({factor}) * x\n")
+        done = subprocess.run([sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                              env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        results.append(done.stdout.strip() or done.stderr)
+    assert results == ["4.0", "6.0"]
 
 
 def test_training_a_gpt_keeps_no_memory():

@@ -31,6 +31,25 @@ def independent(kernels, rng):
         "scale": scaled, "adamw": flat, "exp_avg": m, "exp_avg_sq": v,
         "embedding_backward": kernels.embedding_backward(CPU, rng.integers(0, 300, 701), x, 300),
     }
+    halves = x[:, :256], x[:, 257:]
+    dhalves = np.empty((2, 701, 256), np.float32)
+    kernels.swiglu_backward(np, *halves, np.ascontiguousarray(g[:, :256]), *dhalves)
+    heads = x[:700, :512].reshape(2, 350, 8, 64).transpose(0, 2, 1, 3)
+    cos, sin = g[:350, :64], g[350:700, :64]
+    sy, smean, _, total = kernels.add_layer_norm(np, x, g, weight, weight, 1e-5)
+    ry, rrms, _ = kernels.add_rms_norm(np, x, g, weight, 1e-5)
+    logs = kernels.log_softmax(np, x, 1)
+    results |= {
+        "swiglu": kernels.swiglu(np, *halves), "swiglu_backward": dhalves, "relu2": kernels.relu2(np, x),
+        "relu2_backward": kernels.relu2_backward(np, x, g), "rotary": kernels.rotary(np, heads, cos, sin, False),
+        "rotary_backward": kernels.rotary(np, heads, cos, sin, True), "add_layer_norm": sy, "total": total,
+        "add_layer_norm_backward":
+            kernels.add_layer_norm_backward(np, total, weight, smean, rstd, g, x, True)[0],
+        "add_rms_norm": ry, "add_rms_norm_backward":
+            kernels.add_rms_norm_backward(np, total, weight, rrms, g, x, True)[0],
+        "softmax_backward": kernels.softmax_backward(np, results["softmax"], g, 1), "log_softmax": logs,
+        "log_softmax_backward": kernels.log_softmax_backward(np, logs, g, 1),
+    }
     for kind in ("none", "tanh"):
         results[f"gelu {kind}"] = y = kernels.gelu(np, x, kind)
         results[f"gelu_backward {kind}"] = kernels.gelu_backward(np, x, y, g, kind)

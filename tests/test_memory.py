@@ -156,6 +156,7 @@ def test_inference_makes_no_nodes_and_keeps_nothing(trained):
     with tg.track_memory() as memory:
         loss = model(idx, targets)[1]
         recorded = memory.peak
+        assert loss.node is not None
     assert peak < recorded / 4, (peak, recorded)
 
 

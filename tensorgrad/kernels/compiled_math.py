@@ -1,22 +1,40 @@
 """Functions of one float32 for the compiled kernels, written so that loops around them vectorise.
 
 exp is a polynomial (2^n times a power series of the rest), because a call of the C library's does not vectorise; erf
-comes from erf.py's coefficients. Numba's cache does not notice a change here in kernels of other files: after editing,
-remove `__pycache__`.
+comes from erf.py's coefficients.
 """
 
+import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from . import erf
 from .erf import _erfc_scaled
 
 EXACT = {"contract", "nsz", "arcp"}  # no reordering: exp splits a constant in two on purpose
-njit_fast = njit(nogil=True, cache=True, fastmath=True, error_model="numpy")  # a check for x / 0 would stop vectorising
-njit_exact = njit(nogil=True, cache=True, fastmath=EXACT, error_model="numpy")
+_FILES = [Path(erf.__file__), *sorted(Path(__file__).parent.glob("compiled*.py"))]
+_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
+
+
+def _compiled(fastmath):
+    """The decorator of a kernel: compiled when first called, kept on disk, run without the GIL."""
+
+    def decorate(function):
+        kernel = njit(function, nogil=True, cache=True, fastmath=fastmath, error_model="numpy")  # x / 0 is not checked
+        file = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+        if hasattr(file, "_source_stamp"):  # Numba looks at the kernel's own file alone, not at those whose functions
+            file._source_stamp = (file._source_stamp, _SOURCES)  # it calls, and would run outdated ones
+        return kernel
+
+    return decorate
+
+
+njit_fast, njit_exact = _compiled(True), _compiled(EXACT)
 
 F32 = np.float32
 _E0, _E1, _E2, _E3, _E4, _E5, _E6 = (
