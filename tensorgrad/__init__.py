@@ -48,7 +48,12 @@ from .dtypes import (
 from .errors import OpError
 from .functions import *  # noqa: F403
 from .io import load, save
-from .kernels.precision import get_float32_matmul_precision, set_float32_matmul_precision
+from .kernels.precision import (
+    are_deterministic_algorithms_enabled,
+    get_float32_matmul_precision,
+    set_float32_matmul_precision,
+    use_deterministic_algorithms,
+)
 from .modes import (
     enable_grad,
     inference_mode,
@@ -96,6 +101,7 @@ __all__ = [
     "OpError",
     "Tensor",
     "arange",
+    "are_deterministic_algorithms_enabled",
     "as_tensor",
     "autograd",  # noqa: F405
     "bool",
@@ -151,6 +157,7 @@ __all__ = [
     "tensor",
     "track_memory",  # noqa: F405
     "uint8",
+    "use_deterministic_algorithms",
     "zeros",
     "zeros_like",
     *functions.__all__,

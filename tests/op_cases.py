@@ -17,7 +17,7 @@ NOT_OPERATIONS = {
     "autograd": "backward grad retain_grad register_hook requires_grad_ detach_ no_grad enable_grad inference_mode "
                 "set_grad_enabled version",
     "settings": "manual_seed get_rng_state set_rng_state set_default_dtype get_float32_matmul_precision "
-                "set_float32_matmul_precision",
+                "set_float32_matmul_precision use_deterministic_algorithms are_deterministic_algorithms_enabled",
     "files": "save load",
     "measuring": "memory_stats",
     "needs a package of its own": "bfloat16",

@@ -1,4 +1,4 @@
-"""How products of float32 matrices are computed: the one switch of the process."""
+"""How products of float32 matrices are computed, and whether sums have one order: switches of the process."""
 
 import warnings
 
@@ -25,3 +25,18 @@ def set_float32_matmul_precision(precision):
 def get_float32_matmul_precision():
     """The present one of "highest", "high" and "medium"; see `set_float32_matmul_precision`."""
     return _precision
+
+
+_deterministic = False
+
+
+def use_deterministic_algorithms(mode):
+    """With True, the gradient of an embedding is added up in a fixed order on a GPU too (from sorted ids), and a run
+    repeats its bits; by default the GPU adds in any order, which is faster. The CPU is deterministic always."""
+    global _deterministic
+    _deterministic = bool(mode)
+
+
+def are_deterministic_algorithms_enabled():
+    """See `use_deterministic_algorithms`."""
+    return _deterministic

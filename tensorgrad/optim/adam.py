@@ -48,7 +48,9 @@ class AdamW(Adam):
 def update_adamw(buffer, first, last, step, group, eps, grad_scale):
     """One AdamW step of the parameters first..last-1 of a flat buffer, in one routine, which scales the gradients on
     the way: clipping costs no pass over them."""
-    scaled = {} if is_one(grad_scale) else {"grad_scale": grad_scale}
+    extra = {} if is_one(grad_scale) else {"grad_scale": grad_scale}
+    if getattr(routines(buffer.device), "WRITES_SHADOWS", False) and (shadow := buffer.shadow(first, last)) is not None:
+        extra["shadow"] = shadow
     routines(buffer.device).adamw(
         buffer.device.xp,
         *buffer.run(first, last),
@@ -57,5 +59,7 @@ def update_adamw(buffer, first, last, step, group, eps, grad_scale):
         eps=eps,
         weight_decay=group["weight_decay"],
         step=step,
-        **scaled,
+        **extra,
     )
+    if "shadow" in extra:
+        buffer.keep_shadow(first, last)

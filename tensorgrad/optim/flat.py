@@ -26,6 +26,8 @@ class FlatBuffer:
     `data`, `grad` and `state[name]` are 1-D arrays in which `params[i]` occupies `spans[i]` = (start, stop); `steps[i]`
     counts its updates. Laying out copies the values: what shared a parameter's memory before no longer does."""
 
+    _shadow = None
+
     def __init__(self, params, state_names):
         self.params = params
         self.device, self.dtype = params[0].device, params[0].dtype
@@ -121,6 +123,22 @@ class FlatBuffer:
             for p, (start, stop) in zip(self.params[first:last], self.spans[first:last], strict=True):
                 scale(self.device.xp, self.grad[start:stop], factor)  # padding between them must stay zero
                 p.grad._bump()
+
+    def shadow(self, first, last):
+        """Memory for 16-bit copies of parameters first..last-1 (1-D), or None where products have used none of them.
+        An optimizer that fills it calls `keep_shadow`, and saves the pass that would make them anew."""
+        used = [p._half[2].dtype for p in self.params[first:last] if p._half is not None]
+        if not used or self.dtype.itemsize != 4:
+            return None
+        if self._shadow is None or self._shadow.dtype != used[0]:
+            self._shadow = self.device.xp.zeros(self.data.size, used[0])
+            self._shadow_views = self._views(self._shadow)
+        return self._shadow[self.spans[first][0] : self.spans[last - 1][1]]
+
+    def keep_shadow(self, first, last):
+        """Let products find the copies that were just written."""
+        for p, view in zip(self.params[first:last], self._shadow_views[first:last], strict=True):
+            p._half = (p.array, p.version()[0], view)
 
     def blocks(self, first, last):
         """The memory of parameters first..last-1 in pieces: (data, grad, *states, scratch, scratch), 1-D arrays."""

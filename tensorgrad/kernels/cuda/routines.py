@@ -8,11 +8,14 @@ import numpy as np
 
 from .. import reference
 from ..half import HalfRoutines, is_half
+from ..precision import are_deterministic_algorithms_enabled as is_deterministic
 from ..reference import *  # noqa: F403
 from ..reference import dropout_key
+from .attention import attention as batched_attention
+from .attention import attention_backward as batched_attention_backward
 from .gemm import gemm, supported
 from .launch import has_kernels, launch
-from .signatures import CPP, norm_strips, tile_strips
+from .signatures import CPP, adamw_hyper, norm_strips, square_partials, tile_strips
 
 _half = HalfRoutines(reference)
 PITCH = 128  # rows of a product whose width is no multiple of 8 begin at multiples of this many elements
@@ -252,6 +255,138 @@ def dropout(device, x, p, identity):
     return y
 
 
+# ---- cross-entropy ---------------------------------------------------------------------------------------------------
+
+
+def _pitch(x):
+    """Elements from one row of a matrix to the next, where its columns are neighbours; else None."""
+    rows, width = x.shape
+    stride = x.strides[0] // x.itemsize if rows > 1 else width
+    return stride if width == 1 or x.strides[1] == x.itemsize else None
+
+
+def cross_entropy(xp, logits, target, ignore_index):
+    kind = _kernels(xp, logits)
+    stride = _pitch(logits)
+    if kind is None or stride is None:
+        return _other(logits).cross_entropy(xp, logits, target, ignore_index)
+    rows, classes = logits.shape
+    target = _whole(xp, target, np.int64)
+    loss, lse = xp.empty(rows, np.float32), xp.empty((rows, 2), np.float32)
+    arguments = (loss, lse, _error_word(xp), rows, classes, stride, ignore_index)
+    launch(xp, "cross_entropy_forward", kind, logits, target, *arguments)
+    return loss, lse, target != ignore_index
+
+
+def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
+    kind = _kernels(xp, logits)
+    stride = _pitch(logits)
+    if kind is None or stride is None:
+        return _other(logits).cross_entropy_backward(xp, logits, target, lse, counted, g, out)
+    (rows, classes), result = logits.shape, out
+    if result is None or not _holds(result, stride):
+        result = xp.empty((rows, stride), logits.dtype)[:, :classes]
+    target = xp.where(counted, target, -1).astype(np.int64, copy=False)  # -1 is ignored
+    if g.strides[0] == 0 or rows == 1:  # a mean's: one number for all rows
+        g, g_stride = _whole(xp, g[:1], np.float32), 0
+    else:
+        g, g_stride = _whole(xp, g, np.float32), 1
+    launch(
+        xp, "cross_entropy_backward", kind,
+        logits, target, lse, g, result, rows, classes, stride, g_stride, -1,
+    )  # fmt: skip
+    return result
+
+
+def _holds(x, stride):
+    """Does the memory that matrix x begins hold whole rows of `stride` elements? The kernel clears their ends."""
+    whole = x if x.base is None else x.base
+    return x.data.ptr == whole.data.ptr and whole.nbytes >= len(x) * stride * x.itemsize
+
+
+_error_words = {}
+
+
+def _error_word(xp):
+    """Where kernels note ids that are out of range, which they skip; `Device.check_range` reports them."""
+    key = xp, xp.cuda.Device().id
+    if key not in _error_words:
+        _error_words[key] = xp.zeros(1, np.uint32)
+    return _error_words[key]
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+def embedding_backward(device, ids, g, rows, into=None):
+    xp = device.xp
+    kind = _kernels(xp, g)
+    if kind is None or (into is not None and into[0].dtype != np.float32):
+        return _other(g).embedding_backward(device, ids, g, rows, into)
+    out, add = into or (xp.empty((rows, g.shape[1]), np.float32), False)
+    if not add:
+        out.fill(0)
+    ids, g = _whole(xp, ids, np.int64), _whole(xp, g)
+    if is_deterministic():
+        order = xp.argsort(ids, kind="stable")
+        arguments = (ids[order], order.astype(np.int64, copy=False))
+        launch(xp, "embedding_backward_sorted", kind, *arguments, g, out, *g.shape, rows)
+    else:
+        launch(xp, "embedding_backward_atomic", kind, ids, g, out, *g.shape, rows)
+    return out
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def attention(device, q, k, v, mask, causal, scale, p, identity):
+    xp = device.xp
+    if mask is not None or _kernels(xp, q) is None or not (k.size and v.size):
+        return _other(q).attention(device, q, k, v, mask, causal, scale, p, identity)
+    return batched_attention(xp, q, k, v, causal, scale, p, identity)
+
+
+def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
+    if _kernels(device.xp, q) is None or kept[0].ndim != 3:  # kept by the reference
+        return _other(q).attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
+    return batched_attention_backward(device.xp, q, k, v, kept, causal, scale, p, identity, g)
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+WRITES_SHADOWS = True  # adamw can write the new parameters in 16 bits as well
+
+
+def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, step, grad_scale=1.0, shadow=None):
+    """As in reference_update.py, in one launch. `grad_scale` may be a 0-d array of the device, which the kernel reads;
+    `shadow`, unless None, a 16-bit array that receives the new parameters too."""
+    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": step}
+    if p.dtype != np.float32 or not has_kernels(xp):
+        reference.adamw(xp, p, grad, exp_avg, exp_avg_sq, **options, grad_scale=grad_scale)
+        if shadow is not None:
+            shadow[...] = p.astype(shadow.dtype)
+        return
+    clip = None
+    if not isinstance(grad_scale, int | float):
+        clip = xp.zeros(3, np.float32)  # norm, factor, leave out?
+        clip[1] = grad_scale
+        grad_scale = 1.0
+    hyper = xp.asarray(adamw_hyper(**options, gradient_scale=grad_scale))
+    decayed = p.size if weight_decay else 0
+    kind = "float32" if shadow is None else shadow.dtype.name
+    launch(xp, "adamw", kind, p, grad, exp_avg, exp_avg_sq, shadow, hyper, clip, p.size, decayed)
+
+
+def sum_of_squares(xp, x):
+    kind = _kernels(xp, x)
+    if kind is None or not x.flags.c_contiguous:
+        return reference.sum_of_squares(xp, x)
+    partial = xp.empty(square_partials(x.size, x.itemsize), np.float64)
+    launch(xp, "sum_of_squares", kind, x, partial, x.size)
+    return partial.sum()
+
+
 # ---- what the reference does for all dtypes --------------------------------------------------------------------------
 
 
@@ -263,6 +398,5 @@ def _as_reference(name):
     return run
 
 
-for _name in ("softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
-              "cross_entropy_backward", "embedding_backward", "attention", "attention_backward", "rotary"):  # fmt: skip
+for _name in ("softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "rotary"):
     globals()[_name] = _as_reference(_name)
