@@ -9,6 +9,7 @@
     python scripts/bench.py curve --size C --data tinyshakespeare.txt   # 250 steps of both: their loss curves
     python scripts/bench.py ops --size M                                # every fused routine against its floor
     python scripts/bench.py generate                                    # a 124M GPT-2 beside transformers
+    python scripts/bench.py storage --model out --text book.txt         # perplexity with weights in 16 and 8 bits
     python scripts/bench.py import                                      # import time, cost of a small operation
 
 Sizes, as batch x block, layers/heads/width, vocabulary: S 12 x 64, 4/4/128, 65; M 16 x 128, 6/6/384, 65; L 4 x 256,
@@ -23,7 +24,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import curve, generate, imports, ops, runner, train
+from benchmarks import curve, generate, imports, ops, runner, storage, train
 from benchmarks.sizes import SIZES
 
 JOBS = {"train": train.measure, "curve": curve.measure, "ops": ops.measure, "floors": ops.floors,
@@ -35,8 +36,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train_, ops_, generate_, import_, curve_ = (
-        commands.add_parser(name) for name in ("train", "ops", "generate", "import", "curve"))
+    train_, ops_, generate_, import_, curve_, storage_ = (
+        commands.add_parser(name) for name in ("train", "ops", "generate", "import", "curve", "storage"))
     for command, sizes, first, rounds, steps in (
         (train_, list(SIZES), "S", 5, "measured steps per process"),
         (ops_, list(SIZES), "M", 3, f"samples per routine and process (default {ops.SAMPLES})"),
@@ -53,6 +54,10 @@ def parse(argv):
     curve_.add_argument("--size", nargs="+", choices=list(SIZES), default=["C"], help="default C")
     curve_.add_argument("--steps", type=_positive, default=250, help="training steps (default 250)")
     curve_.add_argument("--data", metavar="FILE", type=Path, help="text whose characters are learned")
+    storage_.set_defaults(rounds=1, against=None)
+    storage_.add_argument("--model", metavar="PATH", help="run, Hugging Face folder or .gguf file")
+    storage_.add_argument("--text", metavar="FILE", type=Path, help="text, of which the last tenth is read")
+    storage_.add_argument("--tokens", type=_positive, default=8192, help="tokens of it at most (default 8192)")
     for command in (train_, curve_):
         command.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"],
                              help="bfloat16: products from 16 bits, see set_float32_matmul_precision")
@@ -84,10 +89,11 @@ def main(argv):
         print(json.dumps(JOBS[spec["job"]](spec)))
         return 0
     options = parse(argv)
-    module = {"train": train, "curve": curve, "ops": ops, "generate": generate, "import": imports}[options.command]
+    module = {"train": train, "curve": curve, "ops": ops, "generate": generate, "import": imports,
+              "storage": storage}[options.command]
     result = {"benchmark": options.command, "machine": runner.machine(options.threads),
               "options": {name: value for name, value in vars(options).items()
-                          if name not in ("command", "json", "data")}}
+                          if name not in ("command", "json", "data", "text")}}
     try:
         with runner.checked_out(options.against) as options.against_root:
             result["results"], result["skipped"] = module.report(options)

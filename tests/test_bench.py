@@ -110,3 +110,26 @@ def test_torch_peer_is_the_same_model(monkeypatch):
             optimizer.step()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_storage(tmp_path, monkeypatch):
+    """Perplexity by way of storing; the figure for float32 is that of the model itself."""
+    from tiny_run import tiny_config, tiny_trainer
+
+    from gpt.training.checkpoints import save_best, start_run
+    monkeypatch.setenv("TENSORGRAD_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(tmp_path, max_iters=1, block_size=64)
+    trainer = tiny_trainer(config)
+    start_run(config.out_dir, config, trainer.dataset.tokenizer)
+    save_best(config.out_dir, trainer.model)
+    text = tmp_path / "held_out.txt"
+    text.write_text("1 and 2 make 3\n" * 40)
+    rows = last_line("storage", "--model", config.out_dir, "--text", str(text), "--tokens", "50")["results"]
+    assert [row["dtype"] for row in rows] == ["float32", "bfloat16", "float16", "int8"]
+    ids = trainer.dataset.tokenizer.encode(text.read_text()[540:])[:51]
+    with tg.no_grad():
+        _, loss = trainer.model.eval()(tg.tensor([ids[:-1]]), tg.tensor([ids[1:]]))
+    assert rows[0]["tokens"] == 50 and abs(rows[0]["loss"] - loss.item()) < 1e-5
+    assert all(0 < abs(row["loss"] - rows[0]["loss"]) < 0.01 for row in rows[1:])
+    assert rows[0]["weights_mb"] > 1.8 * rows[1]["weights_mb"] > 2.2 * rows[3]["weights_mb"]
+    assert bench("storage").returncode == 2

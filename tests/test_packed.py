@@ -105,6 +105,8 @@ def test_few_rows_of_float32(monkeypatch):
             x = rng.normal(size=(rows, width)).astype(np.float32)
             got = compiled_few.linear(np, x, w, bias)
             np.testing.assert_allclose(got, x.astype(float) @ w.T.astype(float) + bias, rtol=0, atol=1e-4)
+            turned = compiled_few.linear(np, x, np.asfortranarray(w), bias)    # as GPT-2's files have it
+            np.testing.assert_allclose(turned, got, rtol=0, atol=1e-4)
 
 
 @each_kind

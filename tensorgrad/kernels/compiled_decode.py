@@ -6,14 +6,14 @@ operations a block is some twenty calls with an array each. Here it is four kern
 residual), `expand` (norm, first layer of the feed-forward, activation), `add_product` again. Threads take heads or rows
 of weights; the norm of a few vectors is cheaper computed by each of them than handed over.
 
-All arrays are C-contiguous float32 but for weights, which may be packed (packed.py).
+All arrays are C-contiguous float32 but for weights, which may be packed (packed.py) or, unscaled, in Fortran order.
 """
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .compiled_few import _four_by_one, few, few_int8
+from .compiled_few import _four_by_one, few, few_int8, few_turned
 from .compiled_math import F32, ONE, TWO, exp, njit_fast, normal_tail
 
 GELU, GELU_TANH, RELU, RELU2, SWIGLU, NONE = range(6)
@@ -27,6 +27,8 @@ def product(start, stop, x, w, scale, y):
 
 @overload(product)
 def _product(start, stop, x, w, scale, y):
+    if w.layout == "F":
+        return lambda start, stop, x, w, scale, y: few_turned(start, stop, x, w.T, y)
     if w.dtype == types.int8:
         return lambda start, stop, x, w, scale, y: few_int8(start, stop, x, w, scale, y)
     return lambda start, stop, x, w, scale, y: few(start, stop, x, w, y)

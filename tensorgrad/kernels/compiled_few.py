@@ -17,6 +17,7 @@ from .pool import pool
 
 TILE = 16  # rows of the weight that stay in the cache while several rows of x meet them
 WIDENED = 4  # rows of int8 that are widened at a time: they stay in the first-level cache
+COLUMNS = 512  # results that stay in the cache while rows of a turned weight are added to them
 GRAIN = 1 << 16  # elements of the weight from which a second thread pays off
 
 
@@ -117,16 +118,41 @@ def few_int8(start, stop, x, w, scale, y):
         _tile(tile, x, first, y)
 
 
+@njit_fast
+def few_turned(start, stop, x, w, y):
+    """The same for a weight that lies in memory as (in, out), as in GPT-2's files; w is that matrix."""
+    n, k = x.shape
+    for first in range(start, stop, COLUMNS):
+        last = min(first + COLUMNS, stop)
+        for m in range(n):
+            y[m, first:last] = F32(0)
+        for j in range(0, k // 4 * 4, 4):
+            a, b, c, d = w[j, first:last], w[j + 1, first:last], w[j + 2, first:last], w[j + 3, first:last]
+            for m in range(n):
+                p, q, r, s, out = x[m, j], x[m, j + 1], x[m, j + 2], x[m, j + 3], y[m, first:last]
+                for i in range(out.size):
+                    out[i] += wide(a[i]) * p + wide(b[i]) * q + wide(c[i]) * r + wide(d[i]) * s
+        for j in range(k // 4 * 4, k):
+            a = w[j, first:last]
+            for m in range(n):
+                p, out = x[m, j], y[m, first:last]
+                for i in range(out.size):
+                    out[i] += wide(a[i]) * p
+
+
 def stored(weight):
     """The weight as the kernels take it: bits of float16 as int16, which tells them from those of bfloat16."""
     return weight.view(np.int16) if weight.dtype == np.float16 else weight
 
 
 def few_rows(x, weight, scale, bias):
-    """x (n, in) @ weight (out, in)^T + bias (out) -> (n, out), float32, for a C-contiguous weight."""
+    """x (n, in) @ weight (out, in)^T + bias (out) -> (n, out), float32, for a weight in C order, or without scale in
+    Fortran's."""
     x, y = np.ascontiguousarray(x), np.empty((len(x), len(weight)), F32)
-    kernel, scales = (few, ()) if scale is None else (few_int8, (scale,))
-    pool().split(kernel, len(weight), x, stored(weight), *scales, y, grain=max(1, GRAIN // x.shape[1]), align=TILE)
+    kernel, arrays = (few, (stored(weight),)) if scale is None else (few_int8, (weight, scale))
+    if not weight.flags.c_contiguous:
+        kernel, arrays = few_turned, (stored(weight).T,)
+    pool().split(kernel, len(weight), x, *arrays, y, grain=max(1, GRAIN // x.shape[1]), align=TILE)
     if bias is not None:
         y += bias
     return y
@@ -134,6 +160,6 @@ def few_rows(x, weight, scale, bias):
 
 def linear(xp, x, weight, bias):
     """As reference.linear; few rows of float32 as above."""
-    if 0 < len(x) <= FEW and weight.size >= GRAIN and weight.flags.c_contiguous and x.dtype == weight.dtype == F32:
+    if 0 < len(x) <= FEW and weight.size >= GRAIN and weight.flags.forc and x.dtype == weight.dtype == F32:
         return few_rows(x, weight, None, bias)
     return compiled.linear(xp, x, weight, bias)

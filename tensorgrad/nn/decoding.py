@@ -1,7 +1,7 @@
 """One step of decoding through a stack of transformer blocks in a few compiled kernels, beside the same in Tensors.
 
 The model's definition stays the one in modules; this computes the same from the same weights where the machine and
-they allow it (a CPU, the extra `fast`, float32 or packed weights in C order), for a tenth of the overhead.
+they allow it (a CPU, the extra `fast`, float32 or packed weights), for a tenth of the overhead.
 """
 
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def _kernels(blocks, last, caches, rows):
     tensors = [t for block in blocks for t in block.tensors()] + [t for pair in last for t in pair]
     tensors += [t for pair in caches for t in pair]
     fine = rows <= FEW and all(
-        t is None or t.device.type == "cpu" and t.array.flags.c_contiguous
+        t is None or t.device.type == "cpu" and (t.array.flags.c_contiguous or t.array.flags.f_contiguous)
         and (t.array.dtype == np.float32 or isinstance(t, PackedWeight)) for t in tensors)
     if not fine or not hasattr(routines(caches[0][0].device), "few_rows"):
         raise Unsupported
