@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from kernel_oracle import LAYOUTS, LEVELS, SHAPES, TOLERANCE, close, composed, laid, level, unchanged, use_threads
 
+import tensorgrad as tg
+from tensorgrad.nn import functional as F
 from tensorgrad.ops import composed as definitions
 
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -158,3 +160,35 @@ def test_rotary_in_the_table_s_precision(kernels, rng):
     got, want = kernels.rotary(np, x, cos, sin, False), composed(definitions.rotary, [x, cos, sin])[0]
     assert got.dtype == np.float16
     assert (np.abs(got - want) <= 2.0**-11 * np.abs(want) + 1e-6).all()  # half a unit in the last place
+
+
+# --- 16 bits ----------------------------------------------------------------------------------------------------------
+
+FUSED = {  # name -> (function of tensors and their shapes)
+    "swiglu": (lambda x: F.swiglu(x), [(40, 128)]),
+    "swiglu of two": (lambda x, y: F.swiglu(x, y), [(40, 128)] * 2),
+    "relu2": (lambda x: F.relu2(x), [(40, 128)]),
+    "rotary": (lambda q, k: F.rotary(q, k, tg.full((40, 32), 0.6), tg.full((40, 32), 0.8)), [(2, 3, 40, 32)] * 2),
+    "add_layer_norm": (lambda x, r, w: F.add_layer_norm(x, r, (128,), w), [(40, 128), (40, 128), (128,)]),
+    "add_rms_norm": (lambda x, r, w: F.add_rms_norm(x, r, (128,), w), [(40, 128), (40, 128), (128,)]),
+}
+
+
+@pytest.mark.parametrize("dtype, digits", [("float16", 2e-3), ("bfloat16", 1.6e-2)])
+@pytest.mark.parametrize("name", FUSED)
+def test_sixteen_bits_are_rounded_from_float32(name, dtype, digits, rng):
+    """Values and gradients of 16-bit tensors, beside those of the same numbers in float32."""
+    function, shapes = FUSED[name]
+    dtype = getattr(tg, dtype)
+    given = [tg.tensor(rng.standard_normal(shape).astype(np.float32)).to(dtype) for shape in shapes]
+    found = []
+    for inputs in (given, [x.float() for x in given]):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        outs = function(*inputs)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        assert all(out.dtype == inputs[0].dtype for out in outs)
+        sum((out.float() * (i + 1)).sum() + out.float().square().sum() for i, out in enumerate(outs)).backward()
+        assert all(x.grad.dtype == x.dtype for x in inputs)
+        found.append([t.detach().float().numpy() for t in (*outs, *(x.grad for x in inputs))])
+    for got, want in zip(*found, strict=True):
+        assert np.abs(got - want).max() <= digits * np.abs(want).max()
