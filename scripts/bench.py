@@ -10,6 +10,7 @@
     python scripts/bench.py ops --size M                                # every fused routine against its floor
     python scripts/bench.py generate                                    # a 124M GPT-2 beside transformers
     python scripts/bench.py storage --model out --text book.txt         # perplexity with weights in 16 and 8 bits
+    python scripts/bench.py cuda --json out.json                        # on a GPU: step, phases, kernels, PyTorch
     python scripts/bench.py import                                      # import time, cost of a small operation
 
 Sizes, as batch x block, layers/heads/width, vocabulary: S 12 x 64, 4/4/128, 65; M 16 x 128, 6/6/384, 65; L 4 x 256,
@@ -24,11 +25,11 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import curve, generate, imports, ops, runner, storage, train
+from benchmarks import cuda, curve, generate, imports, ops, runner, storage, train
 from benchmarks.sizes import SIZES
 
 JOBS = {"train": train.measure, "curve": curve.measure, "ops": ops.measure, "floors": ops.floors,
-        "generate": generate.measure, "overhead": imports.overhead}
+        "generate": generate.measure, "overhead": imports.overhead, "cuda": cuda.measure, "cuda_kernels": cuda.kernels}
 
 
 def parse(argv):
@@ -36,8 +37,8 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    train_, ops_, generate_, import_, curve_, storage_ = (
-        commands.add_parser(name) for name in ("train", "ops", "generate", "import", "curve", "storage"))
+    train_, ops_, generate_, import_, curve_, storage_, cuda_ = (
+        commands.add_parser(name) for name in ("train", "ops", "generate", "import", "curve", "storage", "cuda"))
     for command, sizes, first, rounds, steps in (
         (train_, list(SIZES), "S", 5, "measured steps per process"),
         (ops_, list(SIZES), "M", 3, f"samples per routine and process (default {ops.SAMPLES})"),
@@ -65,6 +66,14 @@ def parse(argv):
                            (curve_, list(runner.PEERS))):
         command.add_argument("--peers", nargs="+", choices=[*peers, "none"], default=["eager"],
                              help="forms of PyTorch (default eager)")
+    cuda_.set_defaults(rounds=1, against=None)
+    cuda_.add_argument("--size", nargs="+", choices=list(cuda.SIZES), default=["124M"], help="default 124M")
+    cuda_.add_argument("--batch", type=_positive, help="sequences per step, in place of the size's own")
+    cuda_.add_argument("--steps", type=_positive, help="measured steps per process")
+    cuda_.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the program out")
+    cuda_.add_argument("--no_kernels", action="store_true", help="the training step only")
+    cuda_.add_argument("--peers", nargs="+", choices=[*cuda.PEERS, "none"], default=list(cuda.PEERS),
+                       help="forms of PyTorch (default eager compile)")
     train_.add_argument("--dropout", type=float, help="in place of the size's own")
     train_.add_argument("--busy", action="store_true", help="measure again beside a process that keeps one core busy")
     for command in commands.choices.values():
@@ -88,9 +97,12 @@ def main(argv):
         sys.path.insert(0, spec["root"])  # the tensorgrad that is measured
         print(json.dumps(JOBS[spec["job"]](spec)))
         return 0
+    if argv[:2] == ["--device", "cuda"]:  # bench.py --device cuda is short for bench.py cuda
+        argv = ["cuda", *argv[2:]]
     options = parse(argv)
-    module = {"train": train, "curve": curve, "ops": ops, "generate": generate, "import": imports,
-              "storage": storage}[options.command]
+    modules = {"train": train, "curve": curve, "ops": ops, "generate": generate, "import": imports, "storage": storage,
+               "cuda": cuda}
+    module = modules[options.command]
     result = {"benchmark": options.command, "machine": runner.machine(options.threads),
               "options": {name: value for name, value in vars(options).items()
                           if name not in ("command", "json", "data", "text")}}

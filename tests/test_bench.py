@@ -133,3 +133,27 @@ def test_storage(tmp_path, monkeypatch):
     assert all(0 < abs(row["loss"] - rows[0]["loss"]) < 0.01 for row in rows[1:])
     assert rows[0]["weights_mb"] > 1.8 * rows[1]["weights_mb"] > 2.2 * rows[3]["weights_mb"]
     assert bench("storage").returncode == 2
+
+
+def test_cuda_benchmark_on_the_cpu():
+    """All of `bench.py cuda` but the GPU: the same programs, small."""
+    arguments = ("--size", "tiny", "--steps", "1", "--device", "cpu", "--threads", "1")
+    result = last_line("cuda", *arguments, "--peers", "eager")
+    rows = {row["contender"]: row for row in result["results"] if "contender" in row}
+    ours = rows["ours"]
+    assert ours["tokens_per_s"] == pytest.approx(1e3 * 2 * 32 / ours["ms"])
+    assert set(ours["phases_ms"]) == {"forward", "backward", "norm", "update"} and ours["peak_mb"] > 0
+    assert 0 < ours["loss"] < 6 and ours["tflops"] > 0
+    if importlib.util.find_spec("torch"):
+        assert ours["speed_vs_eager"] == pytest.approx(ours["tokens_per_s"] / rows["torch eager"]["tokens_per_s"])
+        assert ours["memory_vs_eager"] > 0
+    measured = {row["name"]: row for row in result["results"] if "name" in row}
+    assert {"layer_norm", "cross_entropy backward", "attention backward", "adamw", "linear up"} <= set(measured)
+    assert all(row["share"] > 0 for row in measured.values())
+
+
+def test_cuda_benchmark_without_a_gpu_says_what_is_missing():
+    if tg.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = bench("--device", "cuda", "--size", "tiny", "--steps", "1", "--peers", "none")
+    assert done.returncode == 1 and "'cuda'" in done.stderr.splitlines()[-1]

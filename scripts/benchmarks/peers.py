@@ -67,7 +67,7 @@ class TorchGPT(nn.Module):
 
     def forward(self, idx, targets):
         parts = self.transformer
-        x = parts.drop(parts.wte(idx) + parts.wpe(torch.arange(idx.shape[1])))  # (B, T, C)
+        x = parts.drop(parts.wte(idx) + parts.wpe(torch.arange(idx.shape[1], device=idx.device)))  # (B, T, C)
         for block in parts.h:
             x = block(x)
         logits = self.lm_head(parts.ln_f(x))                                   # (B, T, V)
