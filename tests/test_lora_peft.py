@@ -118,6 +118,29 @@ def test_query_value_adapters_are_stacked_exactly(tmp_path):
     assert not b[32:64].any() and not b[:32, 4:].any() and not b[64:, :4].any()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kind, targets, variant", [
+    ("gpt2", ["q_proj", "v_proj"], {"use_dora": True}), ("llama", ["c_attn", "down_proj"], {"use_dora": True}),
+    ("llama", ["embed_tokens", "c_fc"], {})])
+def test_adapters_of_packed_weights(tmp_path, dtype, kind, targets, variant):
+    """Written from a model whose weights are packed, and read into one, merged or not: the same as in float32."""
+    def packed():
+        return tg.nn.quantize(our_model(kind, hf_model(kind)), dtype)
+
+    ours, again, wide = packed(), packed(), our_model(kind, hf_model(kind))
+    for name, module in ours.named_modules():  # the values that the packed ones stand for
+        if isinstance(getattr(module, "weight", None), tg.nn.PackedWeight):
+            wide.get_submodule(name).weight.data = module.weight.widened()
+    inject(ours, LoRAConfig(r=3, lora_alpha=7, target_modules=targets, **variant))
+    fill(ours)
+    expected = logits(ours)
+    save_peft(ours, tmp_path)
+    for model in (again, wide):
+        load_peft(model, tmp_path)
+        np.testing.assert_allclose(logits(model), expected, **TOLERANCE)
+        np.testing.assert_allclose(logits(merge_and_unload(model)), expected, **TOLERANCE)
+
+
 def test_initial_values_are_pefts():
     theirs = hf_model("llama")
     adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=16, target_modules=["down_proj"]))

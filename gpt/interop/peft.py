@@ -20,6 +20,7 @@ import tensorgrad as tg
 
 from ..errors import UserError
 from ..model.lora import DEFAULT, LoRAConfig, adapter_configs, inject, load_adapter_state, parts
+from ..model.lora_layers import in_full
 from ..model.lora_targets import find_targets, matches
 from ..training.callbacks import Callback
 from ..training.files import complete_or_nothing
@@ -91,7 +92,7 @@ def _stack(stack, layer):
     b = tg.zeros(layer.out_features, a.size(0), dtype=a.dtype, device=a.device)
     found = {"lora_A.weight": a, "lora_B.weight": b}
     if stack[0].lora_magnitude_vector is not None:
-        found["lora_magnitude_vector"] = layer.base_weight.detach().to(a.dtype).norm(dim=1)        # (out,)
+        found["lora_magnitude_vector"] = in_full(layer.base_weight).norm(dim=1)                    # (out,)
     column = 0
     for part in stack:
         (start, stop), r = part.target.rows, part.lora_A.size(0)
@@ -242,7 +243,7 @@ def _check(path, module, own, config, layer, target):
     if target.is_embedding:
         table = own.pop("base_layer.weight", None)  # PEFT repeats the table, in case its rows have become more
         if table is not None and (table.shape != layer.weight.shape or not tg.allclose(
-                table.float(), layer.weight.detach().float(), atol=1e-2, rtol=1e-2)):
+                table.float(), in_full(layer.weight), atol=1e-2, rtol=1e-2)):
             raise UserError(f"{path}: the adapter comes with another {module} than the model's, which is not supported")
         wanted = {"lora_embedding_A": (r, rows), "lora_embedding_B": (layer.embedding_dim, r)}
     else:

@@ -80,10 +80,7 @@ class LowRank(Part):
         return self.lora_magnitude_vector / lengths
 
     def _rows_of(self, weight):
-        rows = slice(*self.target.rows)
-        if isinstance(weight, nn.PackedWeight):
-            return weight.widened(rows)
-        return weight.detach()[rows].to(tg.promote_types(weight.dtype, tg.float32))
+        return in_full(weight, slice(*self.target.rows))
 
 
 class LowRankEmbedding(Part):
@@ -227,6 +224,13 @@ class LoRAEmbedding(Adapted, nn.Embedding):
         embedding.padding_idx, embedding.training = self.padding_idx, self.training
         embedding.weight = self.weight
         return embedding
+
+
+def in_full(weight, rows=slice(None)):
+    """The values of a weight, or of some of its rows, without gradient and in float32 at least."""
+    if isinstance(weight, nn.PackedWeight):
+        return weight.widened(rows)
+    return weight.detach()[rows].to(tg.promote_types(weight.dtype, tg.float32))
 
 
 def _zeros(x, size, part):
