@@ -17,7 +17,7 @@ from ..training.files import complete_or_nothing
 from .architectures import from_config_json, to_config_json
 from .exporting import DTYPES, check_dtype, published
 from .names import GPT2, gather, scatter
-from .safetensors import WEIGHTS, parse_json, read_folder
+from .safetensors import WEIGHTS, read_folder, read_json
 
 CONFIG = "config.json"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt")
@@ -34,7 +34,7 @@ def is_hf_folder(path):
 def read_hf_config(folder):
     """(GPTConfig, Names, our modules without bias) of a folder."""
     path = Path(folder) / CONFIG
-    return from_config_json(parse_json(path.read_bytes(), path), path)
+    return from_config_json(read_json(path), path)
 
 
 def load_hf(folder, device="cpu", dtype="float32"):

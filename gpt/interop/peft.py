@@ -24,7 +24,7 @@ from ..model.lora_layers import in_full
 from ..model.lora_targets import find_targets, matches
 from ..training.callbacks import Callback
 from ..training.files import complete_or_nothing
-from .safetensors import parse_json, read_safetensors
+from .safetensors import read_json, read_safetensors
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 _KEYS = (r"lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?|base_layer\.weight")
@@ -159,7 +159,7 @@ def is_peft_folder(path):
 def base_name(folder):
     """The path or hub name of its base model that a PEFT folder gives. Raises UserError where it gives none."""
     path = Path(folder) / CONFIG
-    name = parse_json(path.read_bytes(), path).get("base_model_name_or_path")
+    name = read_json(path).get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise UserError(f"{path} does not say which model the adapter belongs to: write its path or hub name there as "
                         "base_model_name_or_path")
@@ -205,7 +205,7 @@ def load_peft(model, folder, name=DEFAULT):
 
 def _read_config(path):
     """adapter_config.json as a LoRAConfig."""
-    content = parse_json(path.read_bytes(), path)
+    content = read_json(path)
     if content.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {content.get('peft_type')}; only LORA is supported")
     for option, neutral in _UNSUPPORTED.items():

@@ -19,7 +19,7 @@ from ..model.config import GPTConfig
 from ..text import CharTokenizer
 from ..training.checkpoints import weights_of
 from .names import skeleton
-from .safetensors import parse_json
+from .safetensors import read_json
 
 _LARGEST = 1 << 30  # bytes of all arrays of a file; the published one has 3 MB
 
@@ -93,7 +93,7 @@ def _array_header(file):
 def _vocabulary(path):
     if not path.is_file():
         raise UserError(f"{path}: the vocabulary is not there; it is the vocab.json beside the weights")
-    characters = parse_json(path.read_bytes(), path).get("chars")
+    characters = read_json(path).get("chars")
     if not isinstance(characters, list) or not all(isinstance(c, str) and len(c) == 1 for c in characters):
         raise UserError(f"{path}: no list of single characters under \"chars\"; take another copy")
     return CharTokenizer("".join(characters))

@@ -65,6 +65,14 @@ def _stored(path, name, content, dtype, shape, data_offsets):
     return Stored(tuple(shape), dtype, partial(_values, path, name, content, dtype, shape), narrow)
 
 
+def read_json(path):
+    """The JSON object in a file, of which nothing larger than a header may be is read. Raises UserError."""
+    path = Path(path)
+    if path.stat().st_size > _MAX_HEADER:
+        raise UserError(f"{path}: larger than {_MAX_HEADER:,} bytes; take another copy")
+    return parse_json(path.read_bytes(), path)
+
+
 def parse_json(content, path):
     """A JSON object in which no key comes twice. Raises UserError that names `path`."""
     def unique(pairs):
@@ -116,9 +124,7 @@ def _values(path, name, content, dtype, shape):
 
 def _read_shards(folder):
     index = folder / INDEX
-    if index.stat().st_size > _MAX_HEADER:
-        raise UserError(f"{index}: larger than {_MAX_HEADER:,} bytes; take another copy")
-    places = parse_json(index.read_bytes(), index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise UserError(f"{index}: no weight_map from names of tensors to names of files; take another copy")
     files = {}

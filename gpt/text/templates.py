@@ -2,7 +2,14 @@
 
     messages = [{"role": "system" | "user" | "assistant", "content": "..."}, ...]
 """
+import json
+import re
+from datetime import datetime
+from functools import partial
+
 from ..errors import UserError
+
+_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # a tag around what the assistant says
 
 
 def render(tokenizer, messages, add_generation_prompt=True):
@@ -20,14 +27,19 @@ def render(tokenizer, messages, add_generation_prompt=True):
     def raise_exception(message):
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
+    # what transformers offers to templates, too
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": datetime.now().strftime}
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     names = {number: name for name, number in tokenizer.special_tokens.items()}
     try:
-        return environment.from_string(tokenizer.chat_template).render(
+        source = _GENERATION.sub(lambda tag: tag[1] + ("endif" if tag[2] else "if true") + tag[3],
+                                 tokenizer.chat_template)
+        return environment.from_string(source).render(
             messages=messages, add_generation_prompt=add_generation_prompt,
             bos_token=names.get(tokenizer.bos_id, ""), eos_token=names.get(tokenizer.eos_id, ""))
-    except TemplateError as error:
+    except Exception as error:  # the template is a program that came with the model: whatever it does wrong is its own
         raise UserError(f"the model's chat template refuses this conversation: {error}") from None
 
 
