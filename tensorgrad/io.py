@@ -13,7 +13,7 @@ def save(tensors, path, metadata=None):
 
     Arrays are made contiguous first: safetensors 0.8 writes others wrongly without a word. metadata: a dict of strings
     kept in the file's header."""
-    from safetensors.numpy import save as to_bytes
+    from safetensors.numpy import save_file
 
     arrays = {}
     for name, value in tensors.items():
@@ -24,19 +24,20 @@ def save(tensors, path, metadata=None):
         arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
     if metadata is not None and not all(isinstance(s, str) for item in metadata.items() for s in item):
         raise TypeError("save: metadata must map strings to strings")
-    write_atomic(path, to_bytes(arrays, metadata={"format": "pt", **(metadata or {})}))
+    # right from the arrays into the file: no copy of them all in between
+    _write_atomic(path, lambda temporary: save_file(arrays, temporary, {"format": "pt", **(metadata or {})}))
 
 
-def write_atomic(path, content):
-    """Write bytes so that `path` holds either the old content or the new, whatever happens meanwhile."""
+def _write_atomic(path, write):
+    """Let `write(temporary)` make a file, so that `path` holds either the old content or the new, whatever happens."""
     import tempfile
 
     folder, name = os.path.split(os.fspath(path))
     handle, temporary = tempfile.mkstemp(dir=folder or ".", prefix=name + ".", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        os.close(handle)
+        write(temporary)
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)

@@ -126,7 +126,7 @@ def test_wrong_flags_and_files(fields, tmp_path, capsys):
 
     assert "unknown flag --learning_rat; did you mean --learning_rate?" in train("--learning_rat", "1")
     assert "--max_iters must be an integer, got 'many'" in train("--max-iters", "many")
-    assert "--dtype must be one of float32, float64; got 'int8'" in train("--dtype=int8")
+    assert "--dtype must be one of float32, float64, bfloat16, float16; got 'int8'" in train("--dtype=int8")
     assert "no configuration file 'nowhere.toml'" in train("nowhere.toml")
     assert "default.toml" in train("nowhere.toml")
     config = tmp_path / "mine.toml"
