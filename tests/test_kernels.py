@@ -249,9 +249,12 @@ def test_norms_of_strided_weights_and_zeros(kernels, kind, dtype, rng):
 def check_cross_entropy(kernels, x, target, g, ignore_index=-100):
     loss, lse, counted = unchanged(kernels.cross_entropy, np, x, target, ignore_index)
     dx = unchanged(kernels.cross_entropy_backward, np, x, target, lse, counted, g)
+    place = x.copy()
+    assert kernels.cross_entropy_backward(np, place, target, lse, counted, g, place) is place
     want, (dwant,) = composed(definitions.cross_entropy, [x, target], g, ignore_index=ignore_index)
     close(loss, want, x.dtype, "loss")
     close(dx, dwant, x.dtype, "dx")
+    close(place, dwant, x.dtype, "dx in place")
     ignored = target == ignore_index
     assert not loss[ignored].any() and not dx[ignored].any()
 

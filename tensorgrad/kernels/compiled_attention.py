@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, types
 
 from . import blas, threaded
-from .compiled_math import F32, ONE, exp, exp_shifted, hash32, njit_fast, pointer
+from .compiled_math import F32, ONE, exp, exp_shifted, hash32, largest, njit_fast, pointer
 from .memory import empty
 from .pool import pool
 from .reference import dropout_key
@@ -96,9 +96,7 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                 for r in range(n):
                     row = scores[r]
                     last = min(i + r + 1, columns) if causal else columns
-                    top = row[0]
-                    for j in range(last):
-                        top = max(top, row[j])
+                    top = largest(row[:last])
                     total = F32(0)
                     for j in range(last):
                         x = exp(row[j] - top)

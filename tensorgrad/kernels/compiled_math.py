@@ -77,6 +77,28 @@ def magnitude(x):
     return np.int32(_bits_of_float(x) & np.int32(0x7FFFFFFF))
 
 
+@njit_fast
+def ordered(x):
+    """An integer with the order of the floats: of maxima, LLVM vectorises those of integers alone."""
+    bits = _bits_of_float(x)
+    return np.int32(bits ^ np.int32((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@njit_fast
+def from_ordered(key):
+    """The float of which `ordered` made this integer."""
+    return _float_of_bits(np.int32(key ^ np.int32((key >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+
+
+@njit_fast
+def largest(row):
+    """The largest of a row of finite floats (or with infinities) that is not empty."""
+    top = ordered(row[0])
+    for j in range(row.size):
+        top = max(top, ordered(row[j]))
+    return from_ordered(np.int32(top))
+
+
 @intrinsic
 def pointer(typingctx, address):
     """The float32 pointer of an address; numba.carray makes an array of it."""

@@ -7,7 +7,18 @@ import numpy as np
 
 from . import threaded
 from .compiled import _rows, usable
-from .compiled_math import F32, NOT_FINITE, ONE, exp, exp_shifted, magnitude, njit_fast, shifted
+from .compiled_math import (
+    F32,
+    NOT_FINITE,
+    ONE,
+    exp,
+    exp_shifted,
+    from_ordered,
+    magnitude,
+    njit_fast,
+    ordered,
+    shifted,
+)
 from .memory import empty_like
 
 __all__ = [
@@ -23,12 +34,12 @@ __all__ = [
 @njit_fast
 def _largest(row, flag):
     """The largest of the row; flag[0] becomes 1 where a number is not finite."""
-    top, worst = row[0], np.int32(0)
+    top, worst = ordered(row[0]), np.int32(0)
     for j in range(row.size):
-        top, worst = max(top, row[j]), max(worst, magnitude(row[j]))
+        top, worst = max(top, ordered(row[j])), max(worst, magnitude(row[j]))
     if worst >= NOT_FINITE:
         flag[0] = 1
-    return top
+    return from_ordered(np.int32(top))
 
 
 @njit_fast
@@ -107,6 +118,20 @@ def _cross_entropy_backward(start, stop, x, target, lse, counted, g, dx):
         out[target[i]] -= s
 
 
+@njit_fast
+def _cross_entropy_in_place(start, stop, x, target, lse, counted, g):
+    """The same over the logits: with one array, LLVM need not allow for two that overlap."""
+    for i in range(start, stop):
+        row = x[i]
+        if not counted[i]:
+            row[:] = F32(0)
+            continue
+        s, top, rest = g[i], lse[i, 0], lse[i, 1]
+        for j in range(row.size):
+            row[j] = exp_shifted(row[j], top, rest) * s
+        row[target[i]] -= s
+
+
 def _run(kernel, *arrays):
     """Run a kernel on the rows of C-ordered arrays along their last dimension, the last array being the result; None
     where it met numbers that are not finite."""
@@ -154,6 +179,10 @@ def cross_entropy(xp, logits, target, ignore_index):
 def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
     if not usable(logits) or target.dtype != np.int64 or not np.isfinite(lse).all():
         return threaded.cross_entropy_backward(xp, logits, target, lse, counted, g, out)
+    arrays = logits, np.ascontiguousarray(target), lse, counted, np.ascontiguousarray(g)
+    if out is logits:
+        _rows(_cross_entropy_in_place, *arrays)
+        return out
     dx = empty_like(logits) if out is None else out
-    _rows(_cross_entropy_backward, logits, np.ascontiguousarray(target), lse, counted, np.ascontiguousarray(g), dx)
+    _rows(_cross_entropy_backward, *arrays, dx)
     return dx
