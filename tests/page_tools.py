@@ -34,7 +34,7 @@ def library(run):
 
 @pytest.fixture(scope="module")
 def server(run):
-    with served(run, delay=0.008, run_dir=str(run)) as at:
+    with served(run, delay=0.015, run_dir=str(run)) as at:
         yield at
 
 

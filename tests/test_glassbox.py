@@ -54,8 +54,8 @@ def test_inspect_attention_heads(client):
     assert told["ids"] == ids and "".join(told["pieces"]) == TEXT and len(told["pieces"]) == len(ids)
     np.testing.assert_allclose(told["losses"], seen.losses, rtol=1e-5)
     assert told["ranks"] == seen.ranks and told["skipped"] == 0
-    np.testing.assert_allclose([[[p for _, p in said] for said in layer] for layer in told["lens"]],
-                               [[[p for _, p in said] for said in layer] for layer in seen.lens], atol=1e-6)
+    np.testing.assert_allclose([[[(i, p) for _, p, i in said] for said in layer] for layer in told["lens"]],
+                               seen.lens, atol=1e-6)
     for layer, head in ((None, None), (1, 0), (0, None), (None, 1)):
         rows = ask(client, "attention", ids=ids, layer=layer, head=head)["rows"]
         assert [len(row) for row in rows] == list(range(1, len(ids) + 1))

@@ -125,8 +125,8 @@ def inspect(fields, model, tokenizer):
 
     def look(model):
         seen = inspect_text(model, tokenizer, ids, top)
-        lens = [[[(piece_after(tokenizer, ids[at], i), round(p, 6)) for i, p in said] for at, said in enumerate(layer)]
-                for layer in seen.lens]
+        lens = [[[(piece_after(tokenizer, ids[at], i), round(p, 6), i) for i, p in said]
+                 for at, said in enumerate(layer)] for layer in seen.lens]
         return {"ids": ids, "pieces": token_texts(tokenizer, ids), "skipped": skipped, "losses": seen.losses.tolist(),
                 "ranks": seen.ranks, "lens": lens}
     return look
