@@ -57,7 +57,10 @@ def full(size, fill_value, *, dtype=None, device=None, requires_grad=False):
 
 
 def zeros(*size, dtype=None, device=None, requires_grad=False):
-    return full(sizes(size), 0.0, dtype=dtypes.as_dtype(dtype), device=device, requires_grad=requires_grad)
+    """The system gives memory that is zero already, and gives it when it is first written to: large tensors of which
+    little is used cost little."""
+    place = as_device(device) if device is not None else cpu
+    return _finish(place.xp.zeros(sizes(size), dtypes.as_dtype(dtype)), place, requires_grad)
 
 
 def ones(*size, dtype=None, device=None, requires_grad=False):

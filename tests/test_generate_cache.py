@@ -1,4 +1,7 @@
 """The key-value cache: the same logits and the same text as without it, for every variant, length and batch."""
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from model_variants import TINY, VARIANTS
@@ -103,3 +106,15 @@ def test_nothing_is_recorded():
     model = lively()
     cache = KVCache(model, 1)
     assert not next_logits(model, [[1, 2]], cache).requires_grad and not cache.layers[0].keys.requires_grad
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which Linux has")
+def test_rows_that_nobody_uses_take_no_memory():
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20  # MiB
+
+    model, before = lively(position="rotary", block_size=200_000), resident()
+    cache = KVCache(model, rows=16)
+    size = sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)) / 2**20
+    next_logits(model, [[1, 2, 3]], cache, first=7)
+    assert size > 300 and resident() - before < 50, (size, resident() - before)

@@ -107,5 +107,12 @@ def open_engine(config, load=load_with_tokenizer):
         raise UserError(f"adapters: {BASE} stands for the model without its own adapter; choose another name")
     model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     add_adapters(model, folders)
-    generate(model.eval(), [0], max_new_tokens=2, temperature=0)  # compiles what is to be compiled before anybody waits
+    warm_up(model.eval())
     return Engine(model, tokenizer, config, config.name)
+
+
+def warm_up(model):
+    """Compile what is to be compiled before anybody waits for it: prompts of one and of several lengths, and steps."""
+    length = min(8, model.config.block_size)
+    for prompts in ([[0] * length], [[0] * length, [0]]):
+        generate(model, prompts, max_new_tokens=2, seed=0, top_k=5, top_p=0.9, logprobs=1)
