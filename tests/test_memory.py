@@ -231,6 +231,18 @@ def test_logits_that_nobody_holds_are_overwritten(made):
     np.testing.assert_allclose(weight.grad.numpy(), expected(*made), atol=1e-6)
 
 
+def test_large_logits_lie_in_kept_blocks_and_are_overwritten_too():
+    x, weight, target = tg.randn(180, 4), tg.randn(50304, 4).requires_grad_(), tg.randint(0, 50304, (180,))
+    logits = F.linear(x, weight).view(-1, 50304)                                                       # 36 MB
+    first, gradient = gradient_place(F.cross_entropy(logits, target))
+    assert first != gradient
+    held = weight.grad.numpy().copy()
+    weight.grad = logits = None
+    first, gradient = gradient_place(F.cross_entropy(F.linear(x, weight).view(-1, 50304), target))
+    assert first == gradient
+    np.testing.assert_allclose(weight.grad.numpy(), held, atol=1e-6)
+
+
 HOLD = {
     "the tensor": lambda logits: logits,
     "a view": lambda logits: logits[3:5, 1:],
