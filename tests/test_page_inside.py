@@ -4,13 +4,20 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from page_server import served
 from page_tools import PROMPT, Visit, browser, library, percent, run, server, visit
+from tiny_run import FIELDS, environment, flags, tiny_config
 
 from gpt.inspect import attention_map, inspect_text, text_losses
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PIXELS = """() => {
   const map = document.getElementById('map'), {side, left, top, tokens, low, high} = map.dataset;
@@ -158,6 +165,33 @@ def test_watches_a_run(browser, run, tmp_path):
         (folder / "new").replace(folder / "metrics.jsonl")
         here.until("document.getElementById('run-tiles').textContent.includes('Training loss9.500')")
         assert "Best validation loss–" in here.text("#run-tiles")
+        here.context.close()
+        assert here.errors == []
+
+
+def test_watches_a_run_from_its_beginning(browser, run, tmp_path):
+    """scripts/train.py in a process of its own, seen from before its first number to its last."""
+    changes = {"max_iters": 1500, "eval_interval": 500, "sample_interval": 500, "sample_tokens": 20, "block_size": 48,
+               "batch_size": 16, "log_interval": 10}
+    config = tiny_config(tmp_path, **changes)
+    fields = {name: getattr(config, name) for name in {**FIELDS, **changes, "data": 0, "out_dir": 0}}
+    with served(run, run_dir=config.out_dir) as (address, _):
+        here = Visit(browser, address)
+        here.page.click("#tab-training")
+        here.until("document.getElementById('run-state').textContent === 'waiting for its first numbers'")
+        command = [sys.executable, "scripts/train.py", *flags(fields)]
+        training = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stdout=subprocess.DEVNULL)
+        seen, deadline = [], time.monotonic() + 120
+        while (not seen or seen[-1] < 1500) and time.monotonic() < deadline:
+            now = here.page.evaluate("document.getElementById('run-progress').value")
+            if not seen or now != seen[-1]:
+                seen.append(now)
+            time.sleep(0.1)
+        assert training.wait(60) == 0 and seen == sorted(seen) and len(seen) > 3 and seen[-1] == 1500, seen
+        here.until("document.querySelectorAll('#samples .sample').length === 3")
+        records = [json.loads(line) for line in open(tmp_path / "out" / "metrics.jsonl")]
+        best = min(record["val_loss"] for record in records if "val_loss" in record)
+        assert f"Best validation loss{best:.3f}" in here.text("#run-tiles")
         here.context.close()
         assert here.errors == []
 
