@@ -1,4 +1,6 @@
 """The compiled decoding step gives the logits of the modules, for every variant and storage, and notices changes."""
+import tracemalloc
+
 import numpy as np
 import pytest
 from kernel_oracle import use_threads
@@ -167,3 +169,31 @@ def test_a_shortlist_changes_no_draw():
         sampler = Sampler(Sampling(temperature=0.7, top_k=top_k, seed=1, **rest))
         drawn = np.bincount([sampler.choose(logits).id for _ in range(400)], minlength=500) / 400
         assert np.abs(drawn - probabilities).max() < 5 * np.sqrt(probabilities.max() / 400)
+
+
+def test_a_step_keeps_and_takes_nothing():
+    """A step asks for no memory but the logits' and crumbs, and leaves none behind."""
+    model = lively("modern", n_embd=64, vocab_size=4099, block_size=512)
+    cache, text = KVCache(model, 2), [[1, 2, 3], [4, 5]]
+
+    def step():
+        for row in text:
+            row.append(7)
+        next_logits(model, text, cache)
+
+    next_logits(model, text, cache)
+    for _ in range(20):
+        step()
+    tracemalloc.start()
+    try:
+        step()
+        before, peak = tracemalloc.get_traced_memory()[0], []
+        for _ in range(100):
+            tracemalloc.reset_peak()
+            step()
+            peak.append(tracemalloc.get_traced_memory()[1] - before)
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 4 * 2 * 4099 <= max(peak) < 4 * 2 * 4099 + 30_000                   # bytes of (2, 4099) float32
+    assert after - before < 100 * 300                                          # Python keeps some hundred freed tuples

@@ -72,6 +72,8 @@ def test_other_types_are_converted(tmp_path, dtype):
     got = load(tmp_path / "model", dtype=dtype)[0]
     assert all(p.kind == dtype for p in got.parameters() if p.ndim == 2)
     np.testing.assert_array_equal(logits_of(got, IDS), logits_of(nn.quantize(model, dtype), IDS))
+    export_hf(got, tmp_path / "again")                                         # the rounded values, in float32
+    np.testing.assert_allclose(logits_of(load(tmp_path / "again")[0], IDS), logits_of(got, IDS), rtol=0, atol=1e-5)
 
 
 def test_float32_is_mapped(tmp_path):

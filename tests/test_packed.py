@@ -114,6 +114,8 @@ def test_takes_no_gradient(kind):
     model = nn.quantize(make_model(), kind)
     with pytest.raises(TypeError, match=f"stored as {kind} takes no gradient"):
         model.requires_grad_(True)
+    with pytest.raises(ValueError, match="read-only"):
+        model.load_state_dict(make_model().state_dict())
     with pytest.raises(TypeError, match="takes float32, got float64"):
         F.linear(tg.zeros(2, 32, dtype=tg.float64), model.lm_head.weight)
 

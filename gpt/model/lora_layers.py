@@ -131,8 +131,7 @@ class Adapted:
         """Compute with weight + what the active adapters add, in a weight of its own."""
         if self.is_merged or not self.active:
             return
-        packed = isinstance(self.weight, nn.PackedWeight)                      # its bits would not do: float32 then
-        weight = self.weight.widened() if packed else self.weight.detach().clone()               # (out, in)
+        weight = self.weight.detach().clone()                                  # (out, in), of a packed one float32
         for name in self.active:
             for part in self.adapters[name]:
                 start, stop = part.target.rows

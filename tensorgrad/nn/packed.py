@@ -31,6 +31,13 @@ class PackedWeight(Parameter):
                             "or train LoRA adapters on it")
         return self
 
+    def detach(self):
+        """The values as a float32 Tensor, so that state_dict and what is saved hold them; it cannot be written to, as
+        nothing of that would arrive here."""
+        values = self.widened()
+        values.array.flags.writeable = False
+        return values
+
     def widened(self, rows=slice(None)):
         """The values, or those of some rows, as a float32 Tensor of its own."""
         scale = None if self.scale is None else self.scale[rows]
