@@ -89,7 +89,7 @@ class CudaDevice(Device):
     def _note(self, what, index, low, high, where, ignore=None):
         if not index.size:
             return
-        xp = self.xp
+        xp, index = self.xp, index.astype(np.int64, copy=False)
         if self._noted is None:
             self._noted = xp.full((SLOTS,), NONE, np.int64)
         slot = self._checks.setdefault((what, where), len(self._checks) % SLOTS)

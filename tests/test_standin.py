@@ -96,3 +96,51 @@ def test_stand_in_has_nothing_that_cupy_lacks():
         assert set(parameters.split()) <= set(theirs), f"cupy.{name} has {list(theirs)}"
     for name in vars(standin.ndarray):
         assert hasattr(cupy.ndarray, name) or name.startswith("__") or name == "_a", f"cupy.ndarray has no {name}"
+
+
+def test_cupy_compiles_the_kernels_without_a_gpu():
+    """The way CupyLauncher's modules are compiled, with CuPy's own options and headers, up to the driver."""
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from cupy._core import core
+    from cupy.cuda import compiler
+
+    from tensorgrad.kernels.cuda.signatures import KERNELS, source
+
+    for name in ("layer_norm_forward", "softmax_backward", "adamw"):
+        kernel = KERNELS[name]
+        expression = kernel.expression(kernel.types[1])
+        try:
+            options = core.assemble_cupy_compiler_options(("-std=c++17",))
+            program = compiler._NVRTCProgram(source(kernel.source), "k.cu", name_expressions=(expression,),
+                                             method="cubin")
+        except Exception as error:
+            pytest.skip(f"NVRTC is not installed: {str(error).splitlines()[0]}")
+        cubin, mapping = program.compile((*options, "-arch=sm_90"))
+        assert len(cubin) > 1000 and expression in mapping
+
+
+def test_launcher_gives_cupy_what_it_takes():
+    """Grid, block, null pointers and the dtype of every number, as RawKernel wants them; compiled once."""
+    from tensorgrad.kernels.cuda.launch import CupyLauncher
+
+    calls, compiled = [], []
+
+    class Module:
+        def __init__(self, code, options, name_expressions):
+            compiled.append(name_expressions)
+            assert "__global__" in code and options == ("-std=c++17",)
+
+        def get_function(self, expression):
+            return lambda grid, block, args, shared_mem=0: calls.append((grid, block, args, shared_mem))
+
+    launcher = CupyLauncher(type("cupy", (), {"RawModule": Module}))
+    x, y = standin.ones((4, 8), np.float32), standin.empty((4, 8), np.float32)
+    for _ in range(2):
+        launcher.launch("gelu_forward", "float32", x, None, y, 4, 8)
+    launcher.launch("gelu_forward", "float32", x, None, y, 0, 8)  # nothing to do
+    assert compiled == [("gelu_forward<float>",)] and len(calls) == 2
+    grid, block, args, shared = calls[0]
+    assert len(grid) == len(block) == 3 and shared == 0 and args[0] is x and args[2] is y
+    assert [type(a) for a in args[1:2] + args[3:]] == [np.uint64, np.int64, np.int32]
+    with pytest.raises(TypeError, match="gelu_forward takes 5 arguments"):
+        launcher.launch("gelu_forward", "float32", x, y, 4, 8)
