@@ -13,6 +13,7 @@ from ..reference import *  # noqa: F403
 from ..reference import dropout_key
 from .attention import attention as batched_attention
 from .attention import attention_backward as batched_attention_backward
+from .cudnn import cudnn_for, usable
 from .gemm import gemm, supported
 from .launch import has_kernels, launch
 from .signatures import CPP, adamw_hyper, norm_strips, square_partials, tile_strips
@@ -343,13 +344,23 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
     xp = device.xp
     if mask is not None or _kernels(xp, q) is None or not (k.size and v.size):
         return _other(q).attention(device, q, k, v, mask, causal, scale, p, identity)
+    if identity is None and usable(q, k, v) and (fused := cudnn_for(xp)) is not None:
+        result = fused.attention(q, k, v, causal, scale)
+        if result is not None:
+            return result
     return batched_attention(xp, q, k, v, causal, scale, p, identity)
 
 
 def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
-    if _kernels(device.xp, q) is None or kept[0].ndim != 3:  # kept by the reference
+    xp = device.xp
+    if len(kept) == 2 and kept[0].ndim == 4:  # by cuDNN
+        found = cudnn_for(xp).backward(q, k, v, kept, causal, scale, g)
+        if found is not None:
+            return found
+        _, kept = batched_attention(xp, q, k, v, causal, scale, p, identity)
+    if _kernels(xp, q) is None or kept[0].ndim != 3:  # kept by the reference
         return _other(q).attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
-    return batched_attention_backward(device.xp, q, k, v, kept, causal, scale, p, identity, g)
+    return batched_attention_backward(xp, q, k, v, kept, causal, scale, p, identity, g)
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------
