@@ -137,7 +137,8 @@ def test_checkpointing_gives_the_same_bits_in_less_memory(tmp_path, lora):
 
 def nodes_of(tensor):
     """The operations of the graph behind a tensor."""
-    from tensorgrad.engine import Leaf, parents_of
+    from tensorgrad.engine import Leaf
+    from tensorgrad.walk import parents_of
 
     seen, stack = set(), [tensor.node]
     while stack:

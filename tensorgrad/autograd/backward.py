@@ -1,6 +1,7 @@
 """backward and grad: what users call to walk the graph."""
 
-from ..engine import run_backward, wrap
+from ..engine import wrap
+from ..walk import run_backward
 
 
 def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None):

@@ -1,6 +1,7 @@
 """The recorded graph of a tensor, as text and as Graphviz dot."""
 
-from ..engine import Leaf, Output, parents_of
+from ..engine import Leaf, Output
+from ..walk import parents_of
 
 
 def _walk(tensor):

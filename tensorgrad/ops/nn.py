@@ -1,10 +1,11 @@
 """Operations of neural networks that run as one routine of `kernels/` each way."""
 
 from .. import dtypes
-from ..engine import Op, apply, modes, run_backward, wrap
+from ..engine import Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
 from ..kernels import LEVEL as LEVEL
 from ..kernels import routines
+from ..walk import run_backward
 from . import composed
 from .common import cast, dim_index, is_tensor, take_saved
 

@@ -1,10 +1,11 @@
 """Activation checkpointing (Chen et al. 2016, arXiv:1604.06174): time for memory."""
 
-from .. import engine
-from ..engine import Leaf, Op, apply, modes, run_backward
+
+from ..engine import Leaf, Op, TensorBase, apply, modes
 from ..modes import enable_grad
 from ..ops.nn import Alias
 from ..random import get_rng_state, set_rng_state
+from ..walk import parents_of, run_backward
 
 
 def checkpoint(fn, *args):
@@ -12,7 +13,7 @@ def checkpoint(fn, *args):
 
     fn must be a function of its arguments and of parameters (leaves); random numbers such as dropout's are drawn again
     from the same state. args may be Tensors and anything else. Returns what fn returns: a Tensor or a tuple of them."""
-    places = [i for i, a in enumerate(args) if isinstance(a, engine.TensorBase)]
+    places = [i for i, a in enumerate(args) if isinstance(a, TensorBase)]
     tensors = [args[i] for i in places]
     if not modes.grad or not places:
         return fn(*args)
@@ -53,7 +54,7 @@ def _leaves(nodes, stop):
         seen.add(node)
         if isinstance(node, Leaf):
             found.append(node.tensor())
-        stack.extend(engine.parents_of(node))
+        stack.extend(parents_of(node))
     return found
 
 
