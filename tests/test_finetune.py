@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from interop_tools import MODERN, make_model
+from text_data import data_file
 from tiny_run import flags, tiny_config, tiny_trainer
 
 import tensorgrad as tg
@@ -106,6 +107,28 @@ def test_errors_name_file_and_line(base, tmp_path, capfd, line, words):
     assert finetune_program(["--init_from", str(base), "--data", str(tmp_path / "bad.jsonl")]) == 2
     said = capfd.readouterr().err
     assert words in said and "bad.jsonl, line 3" in said and said.count("\n") == 1
+
+
+def test_help_shows_the_defaults_of_fine_tuning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        finetune_program(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "--lora_targets STR" in shown and "(default: all-linear)" in shown and "(default: out-finetune)" in shown
+
+
+def test_the_published_weights_of_reference_system_0(tmp_path, capfd):
+    """An adapter of its queries and values learns the text that its own was made for."""
+    characters = set(json.loads(data_file("reference0/vocab.json").read_text())["chars"])
+    text = data_file("reference0/python_fundamentals.txt").read_text(encoding="utf-8")[:100_000]
+    (tmp_path / "text.txt").write_text("".join(c for c in text if c in characters))
+    given = {"init_from": data_file("reference0/my_model.npz"), "data": tmp_path / "text.txt",
+             "out_dir": tmp_path / "out", "lora_targets": "q_proj,v_proj", "sequence_length": 64, "batch_size": 8,
+             "gradient_accumulation_steps": 1, "max_iters": 30, "eval_interval": 30, "learning_rate": 2e-2}
+    assert finetune_program(flags(given)) == 0, capfd.readouterr().err
+    losses = [r["val_loss"] for r in read_metrics(tmp_path / "out/metrics.jsonl") if "val_loss" in r]
+    assert losses[-1] < 0.9 * losses[0]
+    assert load_with_tokenizer(tmp_path / "out")[1].vocab_size == 131
 
 
 def test_a_model_is_needed(tmp_path, capfd):

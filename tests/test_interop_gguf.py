@@ -80,9 +80,10 @@ def test_what_llama_cpp_does_not_have_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K",
+                                  "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 def test_quantized_tensors(tmp_path, kind):
-    """Every kind gives what the package gguf makes of it. It cannot make Q4_K and Q6_K: their bytes are random."""
+    """Every kind gives what the package gguf makes of it. It cannot make the K kinds: their bytes are random."""
     quantization = gguf.GGMLQuantizationType[kind]
     elements, size = gguf.GGML_QUANT_SIZES[quantization]
     rows = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
