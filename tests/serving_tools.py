@@ -95,8 +95,9 @@ def serving(engine, drain=2.0):
     import uvicorn
 
     from gpt.serving.app import create_app
-    from gpt.serving.run import listen
+    from gpt.serving.run import listen, warm_up
 
+    warm_up(engine.model)
     listener = listen("127.0.0.1", 0)
     settings = uvicorn.Config(create_app(engine, engine.config), log_level="warning", lifespan="on",
                               timeout_graceful_shutdown=5)

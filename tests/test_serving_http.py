@@ -29,7 +29,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def client(engine):
-    with serving(engine) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with serving(engine) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -181,7 +181,7 @@ def test_logits_of_any_size():
     engine = tiny_engine()
     for p in engine.model.parameters():
         p.array *= 30
-    with serving(engine) as address, httpx.Client(base_url=address, timeout=30) as client:
+    with serving(engine) as address, httpx.Client(base_url=address, timeout=60) as client:
         for extreme in ({"temperature": 1e-4, "repetition_penalty": 0.01}, {"temperature": 100, "min_p": 1},
                         {"temperature": 1e-4, "top_p": 1e-9, "top_k": 1, "repetition_penalty": 100},
                         {"logit_bias": {str(i): -100 for i in range(45)}, "temperature": 1e-4}):
@@ -191,7 +191,7 @@ def test_logits_of_any_size():
 # ---- who may ask ----
 
 def test_key():
-    with serving(tiny_engine(api_key="sésame-1")) as address, httpx.Client(base_url=address) as client:
+    with serving(tiny_engine(api_key="sésame-1")) as address, httpx.Client(base_url=address, timeout=60) as client:
         for headers in ({}, {"authorization": "Bearer sesame-1"}, {"authorization": "sésame-1".encode()},
                         {"authorization": b"Basic s"}, {"authorization": b"Bearer \xff\xfe"}):
             for method, path in (("GET", "/v1/models"), ("POST", COMPLETION), ("GET", "/metrics"), ("GET", "/nothing")):
@@ -227,7 +227,7 @@ def test_cors(client):
     assert not [name for name in client.get("/v1/models", headers=origin).headers if name.startswith("access-")]
     assert client.options(COMPLETION, headers=asked).status_code == 405
     engine = tiny_engine(cors_origins="https://page.example", api_key="k")
-    with serving(engine) as address, httpx.Client(base_url=address) as other:
+    with serving(engine) as address, httpx.Client(base_url=address, timeout=60) as other:
         answer = other.options(COMPLETION, headers=asked)  # browsers send no key with it
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "https://page.example"
         key = {"authorization": "Bearer k"}
@@ -239,7 +239,7 @@ def test_cors(client):
 # ---- health, metrics ----
 
 def test_metrics():
-    with serving(tiny_engine(rows=3)) as address, httpx.Client(base_url=address) as client:
+    with serving(tiny_engine(rows=3)) as address, httpx.Client(base_url=address, timeout=60) as client:
         for _ in range(2):
             assert client.post(COMPLETION, json=FINE[COMPLETION] | {"max_tokens": 7}).status_code == 200
         client.post(COMPLETION, json={})

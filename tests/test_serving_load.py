@@ -100,7 +100,10 @@ def test_many_clients(tmp_path):
 
     try:
         asyncio.run(all_clients())
-        health = httpx.get(f"{program.address}/health").json
+
+        def health():
+            return httpx.get(f"{program.address}/health", timeout=60).json()
+
         until(lambda: (health()["running"], health()["waiting"]) == (0, 0))
     finally:
         program.process.terminate()

@@ -24,7 +24,7 @@ def connect(engine):
 
 @pytest.fixture(scope="module")
 def engine():
-    return tiny_engine(adapters=("pirate",))
+    return tiny_engine(adapters=("pirate",), prefill_tokens=5)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def client(engine):
 
 @pytest.fixture(scope="module")
 def byte_engine():
-    return tiny_engine(ByteTokenizer())
+    return tiny_engine(ByteTokenizer(), prefill_tokens=3)
 
 
 @pytest.fixture(scope="module")

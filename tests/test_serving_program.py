@@ -72,9 +72,9 @@ def test_a_signal_tells_those_who_take_too_long(start):
 
 def test_the_key_comes_from_the_environment(start):
     program = start(GPT_API_KEY="secret-7")
-    assert httpx.get(f"{program.address}/v1/models").status_code == 401
+    assert httpx.get(f"{program.address}/v1/models", timeout=60).status_code == 401
     key = {"authorization": "Bearer secret-7"}
-    answer = httpx.post(f"{program.address}/v1/completions", json=SHORT, headers=key)
+    answer = httpx.post(f"{program.address}/v1/completions", json=SHORT, headers=key, timeout=60)
     assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 8
     assert "server" not in answer.headers
 

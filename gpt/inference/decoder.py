@@ -119,8 +119,9 @@ class Decoder:
         return False
 
     def _known(self, row, prompt):
-        """How many tokens of a prompt, but for its last, a free row holds already."""
-        return min(common(self._left[row], prompt[:-1]), self.cache.lengths[row])
+        """How many tokens of a prompt, but for its last, a free row holds already; none once it has rolled."""
+        length = self.cache.lengths[row]
+        return min(common(self._left[row], prompt[:-1]), length) if length <= self.cache.length else 0
 
     def _copy_left(self, source, target):
         self.cache.copy_row(source, target)

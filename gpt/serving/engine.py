@@ -77,7 +77,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting, self._calls, self._running = deque(), deque(), {}       # (Ticket, Writing); Writing: Ticket
         self._decoders, self._selected = {}, None                              # (adapter, scale): Decoder
-        self._stop_at, self._thread, self.failed = None, None, False
+        self._stop_at, self._thread = None, None
 
     # ---- from any thread ----
 
@@ -169,8 +169,9 @@ class Engine:
             with self._changed:
                 self._stop_at = 0.0
             self._end_what_is_over()
-            while self._calls:
-                self._calls.popleft()[2].set_exception(stopping())
+            for _, _, future in self._calls:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(stopping())
 
     def _has_work(self):
         """Wait until there is something to do; False where there never will be."""

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from ..inference.decoder import Writing
 from .errors import ServingError
 from .http import EventStream, read_json, while_connected
-from .prompts import prompt_choices
+from .prompts import Scorer
 from .replies import ChatCompletion, Completion
 from .requests import find_adapter, read_chat, read_completion
 
@@ -49,9 +49,7 @@ async def answer(request, engine, config, read, reply_class):
     writings = [Writing(prompt, wanted.sampling, number) for prompt in wanted.prompts for number in range(wanted.n)]
     known = {}
     if wanted.echo and wanted.sampling.logprobs is not None:
-        known = await while_connected(request.receive, engine.run(
-            lambda model: prompt_choices(model, wanted.prompts, wanted.sampling.logprobs),
-            wanted.adapter, wanted.adapter_scale))
+        known = await while_connected(request.receive, score(wanted, engine, config))
         if known is None:
             return Response(status_code=GONE)
     reply = reply_class(wanted, engine, writings, known)
@@ -71,6 +69,18 @@ async def answer(request, engine, config, read, reply_class):
         raise
     ticket.cancel()
     return JSONResponse(whole) if whole else Response(status_code=GONE)
+
+
+async def score(wanted, engine, config):
+    """{prompt as a tuple: a Choice for each of its tokens}, read in parts so that others go on meanwhile."""
+    known = {}
+    for prompt in wanted.prompts:
+        if tuple(prompt) not in known:
+            scorer = Scorer(prompt, wanted.sampling.logprobs, config.prefill_tokens)
+            while not scorer.finished:
+                await engine.run(scorer.read, wanted.adapter, wanted.adapter_scale)
+            known[tuple(prompt)] = scorer.choices
+    return known
 
 
 async def follow(reply, events, inbox):

@@ -3,24 +3,37 @@ import tensorgrad as tg
 from tensorgrad.nn import functional as F
 
 from ..inference.processors import Choice, largest
+from ..model.cache import KVCache
 
 _POSITIONS = 64  # positions whose logits are in memory at a time
 
 
-@tg.no_grad()
-def prompt_choices(model, prompts, top):
-    """{prompt as a tuple: a Choice for each of its tokens}: the log-probability given those before, None for the first,
-    and the `top` likeliest in its place."""
-    return {tuple(prompt): _choices(model, prompt, top) for prompt in prompts}
+class Scorer:
+    """Reads a prompt, `most` tokens at each call of `read(model)`, until it is `finished`.
 
+    `choices`: a Choice for each token, with its log-probability given those before (None for the first) and the `top`
+    likeliest in its place."""
 
-def _choices(model, prompt, top):
-    device = next(model.parameters()).device
-    hidden = model.hidden(tg.tensor([prompt], device=device))[0]               # (T, C)
-    choices = [Choice(prompt[0])]
-    for start in range(0, len(prompt) - 1, _POSITIONS):
-        stop = min(start + _POSITIONS, len(prompt) - 1)
-        logprobs = F.log_softmax(model.lm_head(hidden[start:stop]).to("cpu"), dim=-1)  # (positions, V)
-        choices += [Choice(token, row[token].item(), tuple(largest(row, top)))
-                    for token, row in zip(prompt[start + 1:stop + 1], logprobs, strict=True)]
-    return choices
+    def __init__(self, prompt, top, most):
+        self.prompt, self.top, self.most = prompt, top, most
+        self.choices, self._cache = [Choice(prompt[0])], None
+
+    @property
+    def finished(self):
+        return len(self.choices) == len(self.prompt)
+
+    @tg.no_grad()
+    def read(self, model):
+        """One part more."""
+        if self._cache is None:
+            self._cache = KVCache(model, 1, len(self.prompt))
+        start = len(self.choices) - 1                                          # the token that stands there is read
+        ids = self.prompt[start:min(start + self.most, len(self.prompt) - 1)]
+        step = self._cache.step(0, [len(ids)], len(ids))
+        hidden = model.hidden(tg.tensor([ids], device=step.positions.device), step)[0]  # (T, C)
+        step.finish()
+        for at in range(0, len(ids), _POSITIONS):
+            logprobs = F.log_softmax(model.lm_head(hidden[at:at + _POSITIONS]).to("cpu"), dim=-1)  # (positions, V)
+            for row in logprobs:
+                token = self.prompt[len(self.choices)]
+                self.choices.append(Choice(token, row[token].item(), tuple(largest(row, self.top))))
