@@ -3,7 +3,8 @@
 
     pip install -e ".[cuda-check]" && python scripts/check_cuda.py [--arch 75 80 90 100] [--json FILE]
 
-Costs about 20 s. Exit code 1 where a kernel does not compile or keeps registers in memory (spills).
+Costs about a minute of processor time. Exit code 1 where a kernel does not compile, or keeps what should be in
+registers in memory (spills).
 """
 
 import argparse
@@ -13,6 +14,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from tensorgrad.kernels.cuda.signatures import KERNELS, source
@@ -78,17 +81,24 @@ def resources(cuobjdump, cubin):
     return {n: {"registers": int(r), "spill": int(st) + int(lo), "shared": int(sh)} for n, r, st, sh, lo in found}
 
 
+def check_file(file, architectures):
+    """The rows of `check` for one source file."""
+    nvrtc, include, dump = tools()
+    expressions = [k.expression(types) for k in KERNELS.values() if k.source == file for types in k.types]
+    rows = []
+    for architecture in architectures:
+        cubin, names = compile_cubin(nvrtc, include, source(file), file, expressions, architecture)
+        used = resources(dump, cubin)
+        rows += [{"kernel": e, "arch": architecture, **used[names[e]]} for e in expressions]
+    return rows
+
+
 def check(architectures=ARCHITECTURES):
     """One row (dict) per kernel instance and architecture: kernel, arch, registers, spill, shared."""
-    nvrtc, include, dump = tools()
-    rows = []
-    for file in sorted({k.source for k in KERNELS.values()}):
-        expressions = [k.expression(types) for k in KERNELS.values() if k.source == file for types in k.types]
-        for architecture in architectures:
-            cubin, names = compile_cubin(nvrtc, include, source(file), file, expressions, architecture)
-            used = resources(dump, cubin)
-            rows += [{"kernel": e, "arch": architecture, **used[names[e]]} for e in expressions]
-    return rows
+    tools()  # says what is missing, once
+    files = sorted({k.source for k in KERNELS.values()})
+    with ProcessPoolExecutor() as pool:
+        return [row for rows in pool.map(check_file, files, repeat(architectures)) for row in rows]
 
 
 def main():

@@ -8,6 +8,7 @@ of all they depend on, in TENSORGRAD_CACHE or the user's cache folder.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -43,22 +44,30 @@ def has_compiler():
     return shutil.which("g++") is not None
 
 
-def build(*flags, library):
-    """The path of the kernels built with these flags, as a shared library or as the program that replays launches."""
+def build(*flags, library, only=""):
+    """The path of the kernels built with these flags, as a shared library or as the program that replays launches; of
+    all source files or of one."""
     files = [*sorted(FOLDER.glob("*.cu*")), *sorted(HERE.iterdir())]
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
     expressions = [k.expression(types) for k in KERNELS.values() for types in k.types]
-    parts = [version, *expressions, *FLAGS, *flags, str(library), *(f.read_text(encoding="utf-8") for f in files)]
+    parts = [version, *expressions, *FLAGS, *flags, str(library), only, *(f.read_text(encoding="utf-8") for f in files)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     cache = Path(os.environ.get("TENSORGRAD_CACHE") or Path.home() / ".cache" / "tensorgrad") / "cuda_emulation"
-    target = cache / (digest + (".so" if library else ""))
-    if target.exists():
-        return target
-    work = cache / f"{digest}.{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
+    target, work = cache / (digest + (".so" if library else "")), cache / f"{digest}.work"
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:  # tests in several processes build each thing once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _compile(flags, library, only, work, target)
+    return target
+
+
+def _compile(flags, library, only, work, target):
+    """Make `target` in the folder `work`."""
+    work.mkdir(exist_ok=True)
     try:
         sources = [HERE / "main.cc"]
-        for file in sorted({k.source for k in KERNELS.values()}):
+        for file in [only] if only else sorted({k.source for k in KERNELS.values()}):
             stem = Path(file).stem
             lines = ['#include "emulation.h"', f"namespace {stem} {{", f'#include "{FOLDER / file}"']
             for kernel in (k for k in KERNELS.values() if k.source == file):
@@ -79,7 +88,6 @@ def build(*flags, library):
         os.replace(made, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return target
 
 
 class Emulator:
@@ -173,10 +181,10 @@ def record(name, types, grid, block, shared, values):
     return b"".join(parts)
 
 
-def replay(launches, *flags, folder):
-    """Run recorded launches in a program built with these flags, one thread per CUDA thread. Returns the finished
+def replay(launches, *flags, folder, only=""):
+    """Run recorded launches in a program built with these flags. Returns the finished
     process and, as one piece, the bytes that all buffers then hold (None where it did not get to the end)."""
-    program = build("-DEMULATE_THREADS", *flags, library=False)
+    program = build(*flags, library=False, only=only)
     source, out = folder / "launches", folder / "results"
     source.write_bytes(struct.pack("<Q", len(launches)) + b"".join(launches))
     done = subprocess.run([program, source, out], capture_output=True, text=True, timeout=600)

@@ -1,9 +1,8 @@
 // CUDA C++ on a CPU: with this header included first, g++ compiles the kernels' source as it is, and `launch` runs it.
 //
-// One block runs after another, the threads of a block at the same time:
-//   -DEMULATE_THREADS  as threads of the operating system, for the address and the thread sanitizer;
-//   otherwise          as fibers that take turns in one thread, thousands of times cheaper. A fault (misaligned pack,
-//                      barrier that not all reach) ends the launch with a message instead of the process.
+// One block runs after another, the threads of a block as fibers that take turns in one thread of the operating system:
+// thousands of times cheaper than threads, and always the same. A fault (misaligned pack, barrier that not all reach)
+// ends the launch with a message instead of the process. The sanitizers see fibers as threads.
 // Missing: everything that the kernels do not use. Not checked: speed, memory limits, denormals (CuPy flushes them).
 #pragma once
 #include <algorithm>
@@ -38,19 +37,15 @@ struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 namespace emulation {
 inline float* dynamic_shared;
-[[noreturn]] void fail(const std::string& message);
+[[noreturn]] void fail(const char* message);
 inline void check_aligned(const void* pointer, int bytes) {
     if (reinterpret_cast<uintptr_t>(pointer) % bytes) fail("misaligned access: a pack does not start on 16 bytes");
 }
 }  // namespace emulation
 
-#ifdef EMULATE_THREADS
-#include "threads.h"
-#else
 #include "fibers.h"
-#endif
 
-// ---- warp functions, through what both kinds of threads offer: lane(), exchange(value of this lane, lane to read) ----
+// ---- warp functions, through lane() and exchange(value of this lane, lane to read) ------------------------
 
 namespace emulation {
 template <typename T> T shuffle(unsigned mask, T value, int source) {
@@ -73,7 +68,7 @@ template <typename T> T __shfl_down_sync(unsigned mask, T x, int d) {
 template <typename T> T __shfl_up_sync(unsigned mask, T x, int d) {
     return emulation::shuffle(mask, x, emulation::lane() - d);
 }
-inline void __syncwarp(unsigned = 0xffffffffu) { emulation::exchange(0, 0); }
+inline void __syncwarp(unsigned = 0xffffffffu) { emulation::sync_warp(); }
 
 // ---- atomics and mathematics -----------------------------------------------------------------------------------------
 
@@ -127,9 +122,9 @@ inline const char* launch(const char* name, dim3 grid, dim3 block, size_t shared
     else {
         std::unique_ptr<char[]> memory(new char[shared]);
         dynamic_shared = reinterpret_cast<float*>(memory.get());
-        message = run_blocks([&] { kernel->second(arguments); }, grid, block, [&] {
-            if (shared) std::memset(memory.get(), 0xff, shared);
-        });
+        const auto poison = [&] { if (shared) std::memset(memory.get(), 0xff, shared); };
+        const char* fault = run_blocks([&] { kernel->second(arguments); }, grid, block, poison);
+        message = fault ? fault : "";
     }
     return message.empty() ? nullptr : message.c_str();
 }

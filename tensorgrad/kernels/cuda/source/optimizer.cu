@@ -25,7 +25,7 @@ __global__ void clip_factor(const double* partial, const float* scale, float* cl
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += 256) sum += partial[i];
     sums[threadIdx.x] = sum;
-    for (int half = 128; half; half /= 2) {
+    for (unsigned int half = 128; half; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
