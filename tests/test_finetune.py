@@ -185,7 +185,7 @@ def test_every_target_counts_alike(base, tmp_path):
         for p in model.parameters():
             p.requires_grad_(True)
         loss = trainer._accumulate_gradients()
-        gradients.append((loss, {name: p.grad.numpy().copy() for name, p in model.named_parameters()}))
+        gradients.append((float(loss), {name: p.grad.numpy().copy() for name, p in model.named_parameters()}))
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-5)
     for name, whole in gradients[0][1].items():
         np.testing.assert_allclose(gradients[1][1][name], whole, atol=1e-5 * max(1, np.abs(whole).max()))
