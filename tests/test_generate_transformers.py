@@ -90,6 +90,19 @@ def test_greedy(pair):
         assert ours.generate(idx, 20, do_sample=False)[0].tolist() == prompt + writing.ids
 
 
+def test_greedy_and_beams_in_float32(pair):
+    """float32 is what runs in practice, where there is Numba in compiled decoding kernels."""
+    theirs, double = pair
+    ours = GPT(double.config)
+    ours.load_state_dict(double.state_dict())
+    ours.eval()
+    found = generate(ours, PROMPTS, max_new_tokens=20, temperature=0)
+    assert [writing.ids for writing in found] == [hf(theirs, prompt)[0] for prompt in PROMPTS]
+    for prompt in PROMPTS:
+        [best] = generate(ours, prompt, max_new_tokens=12, num_beams=3)
+        assert best.ids == hf(theirs, prompt, 12, num_beams=3)[0]
+
+
 @pytest.mark.parametrize("penalty", [1.3, 0.8])
 def test_repetition_penalty(pair, penalty):
     theirs, ours = pair
