@@ -237,6 +237,18 @@ def test_a_fault_is_told_and_the_server_goes_on(monkeypatch, caplog):
         assert post(f"{address}/v1/completions", json=SHORT | {"model": "tiny:pirate"}).status_code == 200
 
 
+def test_an_engine_that_fails_says_so(monkeypatch, caplog):
+    """Nobody waits for an answer that never comes, and who watches /health can start the server anew."""
+    engine = tiny_engine()
+    with serving(engine) as address:
+        running = send(address, LONG)
+        read(running, b"data: ")
+        monkeypatch.setattr(engine, "_admit", lambda: 1 / 0)
+        assert json.loads(events(read(running))[-2])["error"]["type"] == "server_error"
+        assert httpx.get(f"{address}/health").status_code == 503 and "division" in caplog.text
+        assert post(f"{address}/v1/completions", json=SHORT).status_code == 503
+
+
 def test_calls():
     """Anything else the model is wanted for is done between two steps, with the adapter that is asked for."""
     engine = tiny_engine(adapters=("pirate",), rows=1)

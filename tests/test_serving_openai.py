@@ -211,6 +211,28 @@ def test_characters_of_several_tokens(byte_client, bias):
         assert "é😀" + text == choice.text and ids == told.token_ids[6:]
 
 
+class Blanks(ByteTokenizer):
+    """As SentencePiece's vocabularies: the blank of the first token is not part of the text."""
+
+    pieces = [b" " + bytes([97 + i % 26]) for i in range(256)] + [b"<|end|>"]
+
+    def decode_bytes(self, ids):
+        return super().decode_bytes(ids)[1:]
+
+
+def test_tokens_whose_text_depends_on_what_precedes():
+    """With and without a prompt before it, text and tokens say the same."""
+    engine = tiny_engine(Blanks())
+    with serving(engine) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+        asked = {"model": "tiny", "prompt": [5, 6], "max_tokens": 4, "logprobs": 1, "logit_bias": {"256": -100}}
+        for echo, length in ((False, 8), (True, 11)):
+            choice = client.completions.create(**asked, echo=echo).choices[0]
+            assert "".join(choice.logprobs.tokens) == choice.text and len(choice.text) == length
+            for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
+                assert choice.text[offset:].startswith(token)
+
+
 def _cut(data):
     """How many bytes at the end are the beginning of a character that may still come."""
     import codecs

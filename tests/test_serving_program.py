@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import time
 import tomllib
 
 import pytest
@@ -68,6 +69,18 @@ def test_a_signal_tells_those_who_take_too_long(start):
     told = events(read(running))
     assert json.loads(told[-2])["error"]["code"] == "shutting_down" and told[-1] == "[DONE]"
     assert program.end()[0] == 0
+
+
+def test_a_second_interrupt_ends_at_once(start):
+    program = start("--shutdown_timeout=60")
+    connection = send(program.address, SHORT | {"max_tokens": 4000, "stream": True, "n": 8})
+    read(connection, b"data: ")
+    for _ in range(2):
+        os.kill(program.process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    began = time.monotonic()
+    assert program.end()[0] == 130 and time.monotonic() - began < 20
+    assert b"[DONE]" not in read(connection)
 
 
 def test_the_key_comes_from_the_environment(start):
