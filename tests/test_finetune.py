@@ -1,5 +1,6 @@
 """scripts/finetune.py on all kinds of data, with LoRA and all weights; activation checkpointing; what counts how."""
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -189,3 +190,29 @@ def test_every_target_counts_alike(base, tmp_path):
     assert gradients[0][0] == pytest.approx(gradients[1][0], rel=1e-5)
     for name, whole in gradients[0][1].items():
         np.testing.assert_allclose(gradients[1][1][name], whole, atol=1e-5 * max(1, np.abs(whole).max()))
+
+
+def test_frozen_weights_stay_mapped_from_the_file(base, tmp_path):
+    """After training steps, too; they have no gradient, and the optimizer keeps nothing for them."""
+    model, tokenizer, _ = load_with_tokenizer(base)
+    config = tiny_config(tmp_path, block_size=48)
+    inject(model, LoRAConfig(r=2, target_modules="all-linear"))
+    trainer = Trainer(model, config, load_examples(data_of("prompts", tmp_path), tokenizer, 48))
+    trainer.model.train()
+    for _ in range(2):
+        trainer._train_step()
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 16 and all(p.grad is None for p in frozen.values())
+    assert not any(is_mapped(p.array) for p in trained)
+    for name in ("transformer.wte.weight", "transformer.h.1.attn.c_proj.weight", "transformer.h.0.mlp.c_proj.weight"):
+        assert is_mapped(frozen[name].array), name
+    kept = sum(t.numel() for state in trainer.optimizer.state_dict()["state"].values() for t in state.values()
+               if hasattr(t, "numel") and t.ndim)
+    assert kept == 2 * sum(p.numel() for p in trained)  # AdamW's two moments
+
+
+def is_mapped(array):
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else array.base
+    return array is not None
