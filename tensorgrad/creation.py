@@ -106,7 +106,8 @@ def arange(start, end=None, step=1, *, dtype=None, device=None, requires_grad=Fa
         dtype = dtypes.int64 if whole else dtypes.get_default_dtype()
     n = math.ceil((end - start) / step)
     exact = np.int64 if all(isinstance(v, int | np.integer) for v in (start, step)) else np.float64
-    values = np.arange(n, dtype=exact) * step + start
+    place = as_device(device) if device is not None else cpu
+    values = place.xp.arange(n, dtype=exact) * step + start
     return _finish(values.astype(dtypes.as_dtype(dtype)), device, requires_grad)
 
 

@@ -56,6 +56,13 @@ def synchronize(place=None):
     _place(place).synchronize()
 
 
+def graphed(function, *inputs):
+    """`function(*inputs)` as a CUDA graph, a function that launches all its work at once: see cuda_graph.graphed."""
+    from .cuda_graph import graphed as record
+
+    return record(function, *inputs)
+
+
 # ---- memory, in bytes ------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +157,7 @@ __all__ = [
     "empty_cache",
     "get_device_capability",
     "get_device_name",
+    "graphed",
     "is_available",
     "is_bf16_supported",
     "max_memory_allocated",

@@ -28,6 +28,14 @@ class CudaDevice(Device):
     def use(self):
         self.xp.cuda.Device(self.index).use()
 
+    def scalar(self, value, dtype=None):
+        if self.switch:
+            self.use()
+        array = np.asarray(value, dtype)
+        if array.ndim:
+            return self.xp.asarray(array)
+        return self.xp.full((), value, array.dtype)  # the number travels with the kernel: no copy from the host
+
     def asarray(self, array):
         if self.switch:
             self.use()

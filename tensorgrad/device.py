@@ -37,6 +37,10 @@ class Device:
     def use(self):
         """Make this the device on which CUDA work of this thread runs."""
 
+    def scalar(self, value, dtype=None):
+        """A number (or NumPy array) as an array of this device."""
+        return np.asarray(value, dtype)
+
     def asarray(self, array):
         """`array` (NumPy) as an array of this device; no copy where it already is one."""
         return np.asarray(array)

@@ -308,6 +308,32 @@ def test_memory_statistics():
     assert 0 < free <= total and "" != tg.cuda.get_device_name()
 
 
+def test_graph_replay_equals_eager():
+    model = make("cuda").eval()
+
+    def logits(idx):
+        with tg.autocast("bfloat16"):
+            return model.lm_head(model.hidden(idx))
+
+    run_graph = tg.cuda.graphed(logits, batch("cuda")[0])
+    for seed in range(3):
+        x = batch("cuda", seed=seed)[0]
+        with tg.no_grad():
+            want = numpy(logits(x))
+        got = numpy(run_graph(x))
+        np.testing.assert_allclose(got, want, rtol=0.02, atol=0.02 * np.abs(want).max())
+        np.testing.assert_array_equal(numpy(run_graph(x)), got)
+    with pytest.raises(RuntimeError, match="graphed: recorded for"):
+        run_graph(batch("cuda", rows=3)[0])
+
+
+def test_cublaslt_equals_cublas(monkeypatch):
+    a, b = (tg.randn(256, 320).cuda().bfloat16(), tg.randn(320, 192).cuda().bfloat16())
+    want = numpy(a @ b)
+    monkeypatch.setenv("TENSORGRAD_CUBLASLT", "1")
+    np.testing.assert_allclose(numpy(a @ b), want, rtol=0.02, atol=0.02 * np.abs(want).max())
+
+
 # ---- what goes wrong ---
 
 

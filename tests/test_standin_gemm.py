@@ -103,3 +103,26 @@ def test_cublas_calls_have_the_library_s_parameters():
     for name in ("CUBLAS_OP_N", "CUBLAS_OP_T", "CUBLAS_COMPUTE_32F", "CUBLAS_COMPUTE_64F",
                  "CUBLAS_COMPUTE_32F_FAST_TF32", "CUBLAS_GEMM_DEFAULT"):
         assert getattr(real, name) == getattr(standin.cuda.cublas, name)
+
+
+def test_descriptions_that_the_real_cublaslt_accepts():
+    """Everything but the search for an algorithm and the product, which need a GPU."""
+    pytest.importorskip("cuda.pathfinder", reason="CuPy's way to find libraries is not installed")
+    from ctypes import c_uint64, sizeof
+
+    from tensorgrad.kernels.cuda import cublaslt
+
+    try:
+        lib = cublaslt.load()
+    except Exception as error:
+        pytest.skip(f"cuBLASLt is not installed: {str(error).splitlines()[0]}")
+    assert sizeof(cublaslt._Result) == 96 and cublaslt._Result.workspace.offset == 8 * sizeof(c_uint64)
+    plain, turned = (False, 768, 0), (True, 3072, 0)
+    for kind, kind_out, bias in (("bfloat16", "bfloat16", True), ("bfloat16", "float32", False),
+                                 ("float32", "float32", True), ("float16", "float16", False)):
+        for left, right in ((plain, turned), (turned, plain), (plain, plain)):
+            desc, layouts = cublaslt.describe(lib, 64, 768, 3072, left, right, (False, 3072, 0), 1, kind, kind_out, 68,
+                                              bias)
+            assert desc.value and all(layout.value for layout in layouts)
+    batched = (False, 64, 4096)
+    assert cublaslt.describe(lib, 64, 64, 64, batched, batched, batched, 12, "float16", "float16", 68, False)

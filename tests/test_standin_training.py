@@ -3,6 +3,7 @@ the host waits for the GPU."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import types
@@ -384,3 +385,56 @@ def test_gradient_takes_the_logits_place_but_never_leaves_their_memory(kernels):
             F.cross_entropy((x * 2)[:, columns], targets.to(device)).backward()
             grads.append(x.grad.cpu().numpy())
         np.testing.assert_allclose(grads[1], grads[0], rtol=1e-5, atol=1e-6)
+
+
+def test_graphed_copies_its_inputs_and_launches(gpu, monkeypatch):  # noqa: F811
+    """The bookkeeping of tg.cuda.graphed; the stand-in's "graph" computes the function again on the fixed tensors."""
+    events, calls = [], []
+
+    class Graph:
+        def launch(self):
+            events.append("launch")
+            with tg.no_grad():
+                kept[0].array[...] = function(*calls[-1]).array
+
+    class Stream(type(standin.cuda.get_current_stream())):
+        def begin_capture(self):
+            events.append("begin")
+
+        def end_capture(self):
+            events.append("end")
+            return Graph()
+
+    class Pool:
+        malloc = None
+
+    @contextlib.contextmanager
+    def using_allocator(malloc):
+        yield
+
+    for name, value in dict(Stream=Stream, MemoryPool=Pool, using_allocator=using_allocator).items():
+        monkeypatch.setattr(standin.cuda, name, value, raising=False)
+
+    def function(x):
+        calls.append((x,))
+        assert not tg.is_grad_enabled()
+        return x * 2
+
+    run = tg.cuda.graphed(function, tg.ones(3, device="cuda"))
+    assert len(calls) == 3 and events == ["begin", "end"] and gc.isenabled()
+    kept = [tg.zeros(3, device="cuda")]
+    run(tg.tensor([1.0, 2.0, 3.0], device="cuda"))
+    assert events[-1] == "launch" and kept[0].tolist() == [2.0, 4.0, 6.0]
+    with pytest.raises(RuntimeError, match=r"recorded for \(3,\) float32 on cuda:0, not for \(2,\)"):
+        run(tg.ones(2, device="cuda"))
+    with pytest.raises(RuntimeError, match="must be on a GPU"):
+        tg.cuda.graphed(function, tg.ones(3))
+
+
+def test_numbers_and_ranges_are_made_on_the_gpu(gpu, monkeypatch):  # noqa: F811
+    """A copy from the host inside a CUDA graph would read memory that is long used for something else."""
+    x, copies = tg.ones(3, device="cuda"), []
+    monkeypatch.setattr(standin, "asarray", lambda a, *rest, f=standin.asarray: (copies.append(a), f(a, *rest))[1])
+    y = (x * 2.0 + 1).masked_fill(x > 5, 0.0) + tg.arange(3, device="cuda")
+    y = y.clamp(min=0.5) ** 2
+    assert not [c for c in copies if not isinstance(c, standin.ndarray)] and y.tolist() == [9.0, 16.0, 25.0]

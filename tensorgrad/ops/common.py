@@ -67,7 +67,7 @@ def is_tensor(value):
 
 def scalar(value, like, dtype=None):
     """A Python number or array as a Tensor on the device of `like`."""
-    return wrap(like.device.asarray(np.asarray(value, dtype)), like.device)
+    return wrap(like.device.scalar(value, dtype), like.device)
 
 
 def operands(a, b):

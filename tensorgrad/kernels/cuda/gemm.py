@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from ..precision import get_float32_matmul_precision
+from .cublaslt import lt_for
 
 _KINDS = {"float32": "CUDA_R_32F", "float64": "CUDA_R_64F", "float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF"}
 _OUTPUTS = {("float32", "float32"), ("float64", "float64"), ("float16", "float16"), ("bfloat16", "bfloat16"),
@@ -88,6 +89,9 @@ def _call(xp, a, b, out, left, right, place, alpha, beta):
     compute = cublas.CUBLAS_COMPUTE_64F if double else cublas.CUBLAS_COMPUTE_32F
     if a.dtype == np.float32 and get_float32_matmul_precision() != "highest":
         compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    if not double and (lt := lt_for(xp)) is not None:
+        if lt.gemm(a, b, out, left, right, place, count, alpha, beta, compute):
+            return
     handle = xp.cuda.device.get_cublas_handle()
     operations = [cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N for transposed, *_ in (right, left)]
     if count == 1:
