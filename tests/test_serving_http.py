@@ -252,6 +252,8 @@ def test_metrics():
         assert values['gpt_responses_total{path="other",status="404"}'] == "1"
         assert values['gpt_first_token_seconds_bucket{le="+Inf"}'] == values["gpt_first_token_seconds_count"] == "2"
         assert float(values["gpt_step_seconds_sum"]) > 0
+        buckets = [int(value) for name, value in values.items() if name.startswith("gpt_step_seconds_bucket")]
+        assert buckets == sorted(buckets) and buckets[0] <= buckets[-2] == buckets[-1] > 0  # each up to its bound
         kinds = [line.split()[2] for line in lines if line.startswith("# TYPE")]
         assert len(kinds) == len(set(kinds)) and all(any(name.startswith(k) for name in values) for k in kinds)
         health = client.get("/health").json()

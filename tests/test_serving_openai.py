@@ -339,3 +339,24 @@ def test_errors(client, changes, error, param, message):
     with pytest.raises(error, match=message) as found:
         client.completions.create(**{"model": "tiny", "prompt": "a"} | changes)
     assert found.value.param == param and found.value.code and found.value.type
+
+
+def test_errors_of_the_server_s_state():
+    """A full queue, a missing key and an end in the middle of a stream arrive as the client's own exceptions."""
+    engine = tiny_engine(rows=1, queue=0, api_key="secret")
+    with serving(engine) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0, timeout=60)
+        stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="guess", max_retries=0, timeout=60)
+        with pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+        chunks = client.completions.create(model="tiny", prompt="a", max_tokens=4000, stream=True, temperature=0,
+                                           extra_body={"repetition_penalty": 1.1})
+        first = next(chunks)
+        with pytest.raises(openai.RateLimitError) as full:
+            client.completions.create(model="tiny", prompt="a")
+        assert full.value.code == "queue_full" and full.value.response.headers["retry-after"] == "1"
+        engine.model.decode = lambda *args: 1 / 0  # what is computed from now on fails
+        with pytest.raises(openai.APIError, match="failed at this request"):
+            for _ in chunks:
+                pass
+        assert first.choices[0].finish_reason is None
