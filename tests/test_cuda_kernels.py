@@ -8,6 +8,7 @@ import pytest
 from cuda_cases import CASES, WITHIN, Runner
 from cuda_emulator import Emulator, has_compiler, record, replay
 
+from tensorgrad.kernels.cuda import signatures
 from tensorgrad.kernels.cuda.signatures import FOLDER, KERNELS, source
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="the emulation of CUDA needs g++")
@@ -57,14 +58,23 @@ def test_kernel(emulator, name, types):
         CASES[name](Runner(emulator, name, types, offset), rows, width)
 
 
+@pytest.mark.parametrize("name, types", INSTANCES, ids=lambda v: v if isinstance(v, str) else "-".join(v))
+def test_kernel_on_few_blocks(emulator, name, types, monkeypatch):
+    """With a grid that is too small for the work each block goes round several times, as with large arrays."""
+    monkeypatch.setattr(signatures, "WAVE", 1)
+    for rows, width, offset in [(70, 264, 0), (70, 77, 1)]:
+        CASES[name](Runner(emulator, name, types, offset), rows, width)
+
+
 # ---- sanitizers ------------------------------------------------------------------------------------------------------
 
 SANITIZERS = {"address": "-fsanitize=address", "thread": "-fsanitize=thread"}
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_sanitizer_finds_nothing(sanitizer, tmp_path):
-    """Every kernel in every type, one thread of the operating system per CUDA thread: clean, with the same results."""
+def test_sanitizer_finds_nothing(sanitizer, tmp_path, monkeypatch):
+    """Every kernel in every type, its blocks going round several times: clean, with the same results."""
+    monkeypatch.setattr(signatures, "WAVE", 1)
     recorder = Emulator(record=True)
     for name, types in INSTANCES:
         for rows, width, offset in ((9, 37, 1), (3, 72, 0)):
