@@ -77,7 +77,7 @@ def test_sanitizer_finds_nothing(sanitizer, tmp_path, monkeypatch):
     monkeypatch.setattr(signatures, "WAVE", 1)
     recorder = Emulator(record=True)
     for name, types in INSTANCES:
-        for rows, width, offset in ((9, 37, 1), (3, 72, 0)):
+        for rows, width, offset in ((9, 37, 1), (3, 72, 0), (4, 2600, 0)):
             CASES[name](Runner(recorder, name, types, offset), rows, width)
     done, results = replay([before for before, _ in recorder.launches], SANITIZERS[sanitizer], folder=tmp_path)
     assert done.returncode == 0 and not done.stderr, done.stderr[:3000]
