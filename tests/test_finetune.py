@@ -12,9 +12,14 @@ import tensorgrad as tg
 from gpt.cli import finetune as finetune_program
 from gpt.interop import export_hf, load_with_tokenizer
 from gpt.model.lora import LoRAConfig, inject
+from gpt.model.lora_layers import LoRALinear
 from gpt.text.finetune import load_examples
 from gpt.text.tokenizers import BPETokenizer
 from gpt.training import Trainer, read_metrics
+from gpt.training.checkpoints import load_weights
+from gpt.training.config import TrainConfig, read_run
+from gpt.training.run import make_trainer
+from tensorgrad import nn
 
 TEXT = "the quick brown fox jumps over the lazy dog. who jumps? the quick brown fox. " * 40
 TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -86,6 +91,33 @@ def test_the_best_adapter_is_kept(base, tmp_path, capfd):
     dataset = load_examples(config.data, tokenizer, config.window)
     trainer = Trainer(model, config, dataset)
     assert trainer.evaluate().loss == pytest.approx(losses[best], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_a_base_in_fewer_bits(base, tmp_path, capfd, kind):
+    """The frozen matrices are packed while the adapter learns, and after a resume; the result works on any base."""
+    out = tmp_path / "out"
+    given = QUICK | {"init_from": base, "data": data_of("prompts", tmp_path), "out_dir": out, "base_dtype": kind}
+    assert finetune_program(flags(given | {"max_iters": 6, "lr_decay_iters": 12})) == 0, capfd.readouterr().err
+    assert finetune_program(["--resume", str(out), "--max_iters", "12"]) == 0, capfd.readouterr().err
+    losses = [r["val_loss"] for r in read_metrics(out / "metrics.jsonl") if "val_loss" in r]
+    assert min(losses) < 0.8 * losses[0]
+    config = TrainConfig(**read_run(out))
+    assert config.base_dtype == kind
+    trainer = make_trainer(config, lambda text: None, load_with_tokenizer)
+    weights = [layer.weight for layer in trainer.model.modules() if isinstance(layer, LoRALinear)]
+    assert weights and all(isinstance(weight, nn.PackedWeight) for weight in weights)
+    load_weights(trainer.model, out)
+    assert trainer.evaluate().loss == pytest.approx(min(losses), abs=1e-5)
+    plain, _, _ = load_with_tokenizer(out)  # on the base as it is stored
+    assert Trainer(plain, config, trainer.dataset).evaluate().loss == pytest.approx(min(losses), abs=0.1)
+
+
+@pytest.mark.parametrize("changes", [{"lora_r": 0}, {"dtype": "float64"}, {"device": "cuda"}])
+def test_fewer_bits_are_for_frozen_weights_on_a_cpu(base, tmp_path, capfd, changes):
+    given = QUICK | {"init_from": base, "data": data_of("plain", tmp_path), "out_dir": tmp_path / "x",
+                     "base_dtype": "int8"} | changes
+    assert finetune_program(flags(given)) == 2 and "base_dtype = int8 is for" in capfd.readouterr().err
 
 
 def test_short_sequences_leave_the_model_its_length(base, tmp_path, capfd):

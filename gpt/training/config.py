@@ -108,6 +108,8 @@ class TrainConfig(GPTConfig):
     """Adapters count lora_alpha / sqrt(lora_r) times."""
     use_dora: bool = False
     """Adapters also learn the lengths of the weights' rows (DoRA): often a little better, slower."""
+    base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """How the frozen matrices under an adapter lie in memory on a CPU: 16-bit ones of a file stay as they are there."""
     lora_merge: bool = False
     """At the end, also write the model with the adapter in its weights, as a run folder: out_dir/merged."""
 
@@ -137,6 +139,9 @@ class TrainConfig(GPTConfig):
         if self.lora_r and self.init_from == "scratch":
             raise UserError("LoRA trains additions to a model that is there: name it with --init_from, or leave "
                             "lora_r out")
+        if self.base_dtype != "float32" and (not self.lora_r or self.device != "cpu" or self.dtype == "float64"):
+            raise UserError(f"base_dtype = {self.base_dtype} is for the frozen weights under an adapter on a CPU: give "
+                            "lora_r, device cpu and dtype float32 or bfloat16, or leave base_dtype out")
 
     def model_config(self, vocab_size):
         """The GPTConfig of this run for a tokenizer of `vocab_size` tokens."""

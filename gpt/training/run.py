@@ -1,5 +1,6 @@
 """A whole training run: data, model, trainer, run folder, and what is said at its beginning and end."""
 import shlex
+from functools import partial
 from pathlib import Path
 
 import tensorgrad as tg
@@ -79,7 +80,8 @@ def make_trainer(config, say, open_base=load_run):
     """The Trainer of a run: new, from the weights of a model (`init_from`), or continued (`resume`)."""
     tg.manual_seed(config.seed)
     if config.lora_r:
-        model, tokenizer, report = adapted_base(config, open_base)
+        packed = {} if config.base_dtype == "float32" else {"dtype": config.base_dtype}
+        model, tokenizer, report = adapted_base(config, partial(open_base, **packed))
         dataset = load_dataset(config, tokenizer)
     else:
         report, (model, dataset) = None, _whole_model(config, open_base)
