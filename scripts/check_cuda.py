@@ -57,7 +57,9 @@ def compile_cubin(nvrtc, include, text, name, expressions, architecture):
     check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None))
     for expression in expressions:
         check(nvrtc.nvrtcAddNameExpression(program, expression.encode()))
-    options = [f"-arch=sm_{architecture}".encode(), b"-std=c++17", f"-I{include}".encode()]
+    # as CuPy compiles; NVRTC 12 takes the lambdas in kernels only with the last
+    flags = (f"-arch=sm_{architecture}", "-std=c++17", f"-I{include}", "-ftz=true", "-default-device")
+    options = [flag.encode() for flag in flags]
     check(nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options)))
     names = {}
     for expression in expressions:
