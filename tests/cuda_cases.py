@@ -6,69 +6,14 @@ arrays, launches and compares. Outputs start as NaN, so what a kernel forgets to
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-from cuda_emulator import dtype_of
+from cuda_runner import Runner, wide
 
-from tensorgrad.kernels.cuda.signatures import KERNELS, norm_strips, tile_strips
+from tensorgrad.kernels.cuda.signatures import adamw_hyper, norm_strips, square_partials, tile_strips
+from tensorgrad.kernels.reference import adamw_block, dropout_key, dropout_mask
 
-ROUNDING = {"float32": 2.0**-22, "bfloat16": 2.0**-8, "float16": 2.0**-10}  # an ulp or two: half of one is the rounding
-NOISE = 3e-6  # of float32 arithmetic, times the largest value in sight
-
-
-@dataclass
-class Runner:
-    """One kernel family at one choice of types; `offset` elements before each array make its address odd."""
-
-    launcher: object
-    name: str
-    types: tuple
-    offset: int = 0
-
-    def __post_init__(self):
-        self.rng = np.random.default_rng(5)
-        self.letters = dict(zip(KERNELS[self.name].template, self.types, strict=True))
-
-    def dtype(self, letter):
-        return dtype_of(self.letters.get(letter, letter))
-
-    def empty(self, shape, letter="float32"):
-        """An array full of NaN (of 0 for integers)."""
-        dtype = self.dtype(letter)
-        flat = np.full(math.prod(shape) + self.offset, np.nan if dtype.kind not in "iu" else 0).astype(dtype)
-        return flat[self.offset :].reshape(shape)
-
-    def given(self, values, letter="float32"):
-        """`values` in the dtype of `letter`, on an address of the Runner's kind."""
-        array = self.empty(np.shape(values), letter)
-        array[...] = values
-        return array
-
-    def normal(self, *shape, letter="float32", scale=1.0):
-        return self.given(self.rng.standard_normal(shape) * scale, letter)
-
-    def launch(self, name, *values, types=None):
-        self.launcher.launch(name, self.types if types is None else types, *values)
-
-    def close(self, got, want, letter="float32", scale=None, what=""):
-        """Is `got` what `want` (float64) rounds to, up to the noise of float32 sums of size `scale`?"""
-        want = np.broadcast_to(np.asarray(want, np.float64), got.shape)
-        if not got.size:
-            return
-        if scale is None:
-            scale = np.abs(want).max()
-        allowed = ROUNDING[self.letters.get(letter, letter)] * np.abs(want) + NOISE * scale + 1e-7
-        error = np.abs(got.astype(np.float64) - want)
-        worst = np.unravel_index(np.argmax(np.nan_to_num(error / allowed, nan=np.inf)), got.shape)
-        times = error[worst] / allowed[worst]
-        assert (error <= allowed).all(), (
-            f"{what or letter}{[*map(int, worst)]}: {got[worst]}, not {want[worst]}; {times:.3g} times the tolerance"
-        )
-
-
-def wide(array):
-    return array.astype(np.float64)
+__all__ = ["CASES", "WITHIN", "Runner"]
 
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
@@ -97,8 +42,6 @@ def fill(k, rows, width):
 
 
 def dropout(k, rows, width):
-    from tensorgrad.kernels.reference import dropout_key, dropout_mask
-
     x, y = k.normal(rows, width, letter="T"), k.empty((rows, width), "T")
     p, identity, start = 0.3, (77, 5), 1000
     k.launch("dropout", x, y, x.size, *dropout_key(p, identity), start, 1 / (1 - p))
@@ -267,8 +210,6 @@ def norm(k, rows, width):
 
 def softmax(k, rows, width):
     """Causal with and without dropout, with the keys of a longer past, and unmasked; one row sees nothing."""
-    from tensorgrad.kernels.reference import dropout_key, dropout_mask
-
     queries, scale, p, identity = max(rows, 1), 0.7, 0.25, (3, 9)
     for offset, drop in ((0, False), (0, True), (width - queries, True), (width, False), (-1, False)):
         scores = k.normal(2, rows, width, letter="T", scale=3)
@@ -419,9 +360,6 @@ def heads(k, rows, width):
 
 def adamw(k, rows, width):
     """Three steps against reference.adamw_block in float64: with clipping, without, and one that is skipped."""
-    from tensorgrad.kernels.cuda.signatures import adamw_hyper, square_partials
-    from tensorgrad.kernels.reference import adamw_block
-
     n, decayed = rows * width, rows * width // 3
     p, m, v = k.normal(n), k.given(np.zeros(n)), k.given(np.zeros(n))
     expected = [wide(a) for a in (p, m, v)]
@@ -457,8 +395,6 @@ def adamw(k, rows, width):
 
 
 def sum_of_squares(k, rows, width):
-    from tensorgrad.kernels.cuda.signatures import square_partials
-
     x = k.normal(rows, width, letter="T")
     partial = np.full(square_partials(x.size, x.itemsize), np.nan)
     k.launch("sum_of_squares", x, partial, x.size)
