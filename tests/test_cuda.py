@@ -194,6 +194,27 @@ def test_attention_against_float64(heads, groups, rows, dtype, causal, poisoned)
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["add_layer_norm", "add_rms_norm", "rotary"])
+def test_block_routines_against_float64(name, dtype, poisoned):
+    rng = np.random.default_rng(0)
+    arrays, angles = [rng.standard_normal((4, 33, 64)) for _ in range(4)], rng.uniform(0, 6, (33, 64))
+    kind, results = tg.dtypes.as_dtype(dtype), []
+    for device, as_type in (("cpu", tg.float64), ("cuda", kind)):
+        x, r, *g = (tg.tensor(a, device=device).to(kind).to(as_type).detach() for a in arrays)
+        inputs = [t.requires_grad_() for t in (x, r)]
+        if name == "rotary":
+            table = tg.tensor(angles, device=device).to(tg.float64 if device == "cpu" else tg.float32)
+            outputs = F.rotary(*inputs, table.cos(), table.sin())
+        else:
+            outputs = getattr(F, name)(*inputs, (64,), eps=1e-5)
+        gradients = tg.autograd.grad(outputs, inputs, g)
+        results.append([numpy(t) for t in (*outputs, *gradients)])
+    tolerance = 1e-4 if dtype == "float32" else 0.03
+    for got, want in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+
 # ---- the model ---
 
 

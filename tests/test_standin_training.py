@@ -306,7 +306,7 @@ ALWAYS = {"softmax_forward", "softmax_backward", "cross_entropy_forward", "cross
           "sum_of_squares", "embedding_backward_atomic"}
 EXPECTED = {
     "gpt2": {"layer_norm_forward", "layer_norm_backward", "gelu_forward", "gelu_backward", "bias_add", "column_sum"},
-    "llama": {"rms_norm_forward", "rms_norm_backward", "swiglu_forward", "swiglu_backward"},
+    "llama": {"rms_norm_forward", "rms_norm_backward", "swiglu_forward", "swiglu_backward", "rotary"},
     "others": {"layer_norm_forward", "relu2_forward", "relu2_backward"},
 }
 
