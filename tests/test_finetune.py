@@ -60,6 +60,8 @@ def data_of(kind, folder):
 @pytest.mark.parametrize("kind", ["plain", "text", "prompts", "chat"])
 @pytest.mark.parametrize("lora", [True, False])
 def test_every_kind_of_data(base, tmp_path, capfd, kind, lora):
+    if kind == "chat":
+        pytest.importorskip("jinja2", reason="chat templates need jinja2 (extra hf)")
     out = tmp_path / "out"
     given = QUICK | {"init_from": base, "data": data_of(kind, tmp_path), "out_dir": out} | ({} if lora else {
         "lora_r": 0, "learning_rate": 5e-3})
