@@ -80,8 +80,8 @@ class GradScaler:
 
     The factor starts at `init_scale`, is multiplied by `backoff_factor` after a step with a gradient that is not finite
     and by `growth_factor` after `growth_interval` steps in a row without. Factor and flag live on the device of the
-    loss. `step` reads the flag, which waits for the device; `step(optimizer, wait=False)` does not: it puts zeros in
-    the place of such gradients and makes the update, by which weights still decay and move on by their momentum."""
+    loss. `step` reads the flag, which waits for the device; `step(optimizer, wait=False)` does not: a GPU reads it
+    itself and leaves everything as it is, also the number of updates. The results are the same."""
 
     def __init__(
         self,
@@ -152,9 +152,7 @@ class GradScaler:
         found = self._found[optimizer]
         if wait:
             return None if self._device.item(found) else optimizer.step(**options)
-        for p in _with_gradient(optimizer):
-            p.grad.array[...] = self._device.xp.where(found, p.grad.dtype.type(0), p.grad.array)
-        return optimizer.step(**options)
+        return optimizer.step(**options, found_inf=wrap(found, self._device))
 
     def update(self, new_scale=None):
         """Adapt the factor to what the steps since the last update found, or set it to `new_scale`."""

@@ -389,8 +389,10 @@ def adamw(k, rows, width):
     before, g[0] = p.copy(), np.inf
     k.launch("sum_of_squares", g, partial, n, types=("float32",))
     k.launch("clip_factor", partial, None, clip, len(partial), 1.0, 1, types=())
-    k.launch("adamw", p, g, m, v, None, hyper, clip, n, decayed)
-    np.testing.assert_array_equal(p, before)
+    for shadow in (None, k.empty((n,), "U")):
+        k.launch("adamw", p, g, m, v, shadow, hyper, clip, n, decayed)
+        np.testing.assert_array_equal(p, before)
+    k.close(shadow, wide(p), "U", what="shadow")
     assert clip[2] == 1
 
 

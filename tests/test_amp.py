@@ -212,7 +212,7 @@ def test_grad_scaler_in_lockstep_with_torch():
 
 def test_grad_scaler_without_waiting(gpu):  # noqa: F811
     p = nn.Parameter(tg.tensor([1.0, 2.0], device="cuda"))
-    opt, scaler = optim.AdamW([p], lr=0.1, weight_decay=0.0), amp.GradScaler()
+    opt, scaler = optim.AdamW([p], lr=0.1), amp.GradScaler()
     with standin.counting() as waits:
         for factor in (float("inf"), 1.0):
             scaler.scale((p * factor).sum()).backward()

@@ -268,6 +268,28 @@ def test_a_step_never_waits():
     assert waits == []
 
 
+def test_float16_leaves_steps_out_without_waiting():
+    """As when the host looks; the embedding's gradient is added up in any order."""
+    found = []
+    for wait in (False, True):
+        model = make("cuda")
+        opt = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95))
+        scaler = tg.amp.GradScaler(init_scale=2.0**24)
+        for i in range(8):
+            x, y = batch("cuda", seed=i)
+            with counted_waits() as waits, tg.autocast("float16"):
+                scaler.scale(model(x, y)[1]).backward()
+                scaler.step(opt, wait=wait)
+                scaler.update()
+                opt.zero_grad()
+            assert wait or i < 2 or not waits
+        steps = {int(e["step"]) for e in opt.state_dict()["state"].values()}
+        found.append([scaler.get_scale(), steps, *(numpy(p) for p in model.parameters())])
+    assert found[0][0] < 2.0**24 and found[0][:2] == found[1][:2], "some steps are left out"
+    for got, want in zip(found[0][2:], found[1][2:], strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 def test_tf32_is_an_option():
     a, b = (tg.randn(512, 512).cuda() for _ in range(2))
     exact = numpy(a) @ numpy(b)

@@ -144,8 +144,7 @@ class Trainer:
             return 1.0
         if not self._runs_ahead:
             return min(1.0, clip / (norm.item() + 1e-6))
-        factor = (clip / (norm + 1e-6)).clamp(max=1.0)
-        return factor.masked_fill(~factor.isfinite(), 0.0) if self.scaler.is_enabled() else factor
+        return (clip / (norm + 1e-6)).clamp(max=1.0)
 
     def _report(self):
         """Read the results of the steps since the last report, which waits for the device, and tell the callbacks."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from .blocks import BLOCK
 
-__all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares"]
+__all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares", "unless"]
 
 # ---- optimizer and gradient norm -------------------------------------------------------------------------------------
 
@@ -24,6 +24,7 @@ def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, we
         p -= lr * m / (1 - beta1**step) / (sqrt(v / (1 - beta2**step)) + eps)
     """
     beta1, beta2 = betas
+    root = math.sqrt if isinstance(step, int) else xp.sqrt  # of a device's number, at which one must not look
     if weight_decay:
         p *= 1 - lr * weight_decay
     if is_one(grad_scale):
@@ -42,7 +43,7 @@ def adamw_block(xp, p, grad, exp_avg, exp_avg_sq, scratch, *, lr, betas, eps, we
     scratch *= 1 - beta2
     exp_avg_sq += scratch
     xp.sqrt(exp_avg_sq, out=scratch)
-    scratch /= math.sqrt(1 - beta2**step)
+    scratch /= root(1 - beta2**step)
     scratch += eps
     xp.divide(exp_avg, scratch, out=scratch)
     scratch *= lr / (1 - beta1**step)
@@ -67,6 +68,14 @@ def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
     for i in range(0, p.size, block):
         part = slice(i, min(i + block, p.size))
         adamw_block(xp, p[part], grad[part], exp_avg[part], exp_avg_sq[part], scratch[: part.stop - i], **options)
+
+
+def unless(xp, found, arrays, update):
+    """Call update(), which changes `arrays` in place, and undo that where `found`, a 0-d array, is set."""
+    before = [a.copy() for a in arrays]
+    update()
+    for a, b in zip(arrays, before, strict=True):
+        a[...] = xp.where(found, b, a)
 
 
 def sum_of_squares(xp, x):

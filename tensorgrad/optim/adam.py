@@ -44,11 +44,16 @@ class AdamW(Adam):
     def _update_run(self, group, buffer, first, last, step, grad_scale):
         update_adamw(buffer, first, last, step, group, group["eps"], grad_scale)
 
+    def _update_run_unless(self, found_inf, group, buffer, first, last, step, grad_scale):
+        update_adamw(buffer, first, last, step, group, group["eps"], grad_scale, found_inf)
 
-def update_adamw(buffer, first, last, step, group, eps, grad_scale):
+
+def update_adamw(buffer, first, last, step, group, eps, grad_scale, found_inf=None):
     """One AdamW step of the parameters first..last-1 of a flat buffer, in one routine, which scales the gradients on
-    the way: clipping costs no pass over them."""
+    the way: clipping costs no pass over them. `found_inf` (on a GPU): see Optimizer.step."""
     extra = {} if is_one(grad_scale) else {"grad_scale": grad_scale}
+    if found_inf is not None:
+        extra["found_inf"] = found_inf
     if getattr(routines(buffer.device), "WRITES_SHADOWS", False) and (shadow := buffer.shadow(first, last)) is not None:
         extra["shadow"] = shadow
     routines(buffer.device).adamw(

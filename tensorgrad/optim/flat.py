@@ -10,6 +10,8 @@ allocating. Padding keeps every parameter on a 64-byte boundary relative to the 
 
 from sys import getrefcount
 
+import numpy as np
+
 from ..engine import wrap
 from ..kernels import routines
 from ..kernels.reference_update import is_one
@@ -27,6 +29,7 @@ class FlatBuffer:
     counts its updates. Laying out copies the values: what shared a parameter's memory before no longer does."""
 
     _shadow = None
+    _left_out = None  # (which parameters had a gradient, 0-d array: how many of their updates the device has left out)
 
     def __init__(self, params, state_names):
         self.params = params
@@ -111,6 +114,27 @@ class FlatBuffer:
                 runs.append((i, i + 1, self.steps[i]))
         return runs
 
+    def left_out(self, conditional):
+        """For a step that the device may leave out (`conditional`): a 0-d float64 array, how many of the updates that
+        `steps` counts it has left out so far; the caller adds to it. One number for all parameters that have a
+        gradient, so that it is read, which waits, only when those change; and before other steps."""
+        given = conditional and [p.grad is not None for p in self.params]
+        if self._left_out is not None and self._left_out[0] != given:
+            self.settle()
+        if not conditional:
+            return None
+        if self._left_out is None:
+            self._left_out = given, self.device.xp.zeros((), np.float64)
+        return self._left_out[1]
+
+    def settle(self):
+        """Let `steps` count the updates that were made; waits for the device where that could leave some out."""
+        if self._left_out is None:
+            return
+        (given, count), self._left_out = self._left_out, None
+        count = int(self.device.item(count))
+        self.steps = [n - count * g for n, g in zip(self.steps, given, strict=True)]
+
     def run(self, first, last):
         """The memory of parameters first..last-1: (data, grad, *states), 1-D arrays."""
         span = slice(self.spans[first][0], self.spans[last - 1][1])
@@ -173,6 +197,7 @@ class FlatGroup:
         self.slots = {p: (buffer, i) for buffer in self.buffers for i, p in enumerate(buffer.params)}
         for p, (source, j) in old.items():
             buffer, i = self.slots[p]
+            source.settle()
             buffer.steps[i] = source.steps[j]
             before = source.state_of(j)
             for name, target in buffer.state_of(i).items():

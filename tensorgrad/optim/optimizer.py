@@ -1,8 +1,11 @@
 """Optimizer: parameter groups, flat storage, state_dict in PyTorch's layout."""
 
+from functools import partial
+
 import numpy as np
 
 from ..creation import as_tensor
+from ..kernels.reference_update import unless
 from ..modes import enable_grad
 from ..nn.parameter import drop_grad, zero_grad
 from ..tensor import Tensor
@@ -68,30 +71,51 @@ class Optimizer:
         self._flat.append(FlatGroup())
         self._flat[-1].refresh(params, self._state_names(group))
 
-    def step(self, closure=None, *, grad_scale=1.0):
+    def step(self, closure=None, *, grad_scale=1.0, found_inf=None):
         """Update all parameters that have a gradient. `closure`, where given, computes the loss anew with its
         gradients and is called first; its result is returned.
 
         The gradients count `grad_scale` times: min(1, max_norm / (norm + 1e-6)) clips their norm, see
         `nn.utils.get_total_norm`, and saves the pass over memory that `clip_grad_norm_` takes. Whether `.grad` holds
-        them scaled afterwards is not said. It may be a 0-d Tensor, of which a GPU's is not read by the host."""
+        them scaled afterwards is not said. It may be a 0-d Tensor, of which a GPU's is not read by the host.
+
+        `found_inf`: a 0-d Tensor; where it is not 0 the step is left out, as if `step` had not been called. A GPU's is
+        not read by the host: the GPU leaves parameters and state as they are, and counts."""
         if isinstance(grad_scale, Tensor):
             grad_scale = grad_scale.item() if grad_scale.device.type == "cpu" else grad_scale.array
         loss = None
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        if found_inf is not None:
+            if found_inf.device.type == "cpu":
+                return loss if found_inf.item() else self.step(grad_scale=grad_scale)
+            found_inf = found_inf.array != 0
         for group, flat in zip(self.param_groups, self._flat, strict=True):
             flat.refresh(group["params"], self._state_names(group))
             for buffer in flat.buffers:
+                left_out = buffer.left_out(found_inf is not None)
                 for first, last, step in buffer.gather():
-                    self._update_run(group, buffer, first, last, step, grad_scale)
+                    if found_inf is None:
+                        self._update_run(group, buffer, first, last, step, grad_scale)
+                    else:
+                        self._update_run_unless(found_inf, group, buffer, first, last, step - left_out, grad_scale)
+                if found_inf is not None:
+                    left_out += found_inf
         return loss
 
     def _update_run(self, group, buffer, first, last, step, grad_scale):
         buffer.scale_gradients(first, last, grad_scale)
         for arrays in buffer.blocks(first, last):
             self._update(group, step, buffer.device.xp, *arrays)
+
+    def _update_run_unless(self, found_inf, group, buffer, first, last, step, grad_scale):
+        """The same, undone where `found_inf`, a 0-d array of the device, is set; `step` is a 0-d array too."""
+        data, _, *states = buffer.run(first, last)
+        update = partial(self._update_run, group, buffer, first, last, step, grad_scale)
+        unless(buffer.device.xp, found_inf, (data, *states), update)
+        for p in buffer.params[first:last]:
+            p._bump()  # 16-bit copies that the update has made may be of what was undone
 
     def zero_grad(self, set_to_none=True):
         """Drop all gradients, or fill them with zeros."""
@@ -111,6 +135,9 @@ class Optimizer:
     def state(self):
         """parameter -> {"step": number of updates, state name: Tensor} for all parameters updated so far. The Tensors
         are views of the state in use."""
+        for flat in self._flat:
+            for buffer in flat.buffers:
+                buffer.settle()
         return {
             p: {"step": buffer.steps[i], **buffer.state_of(i)}
             for flat in self._flat
@@ -160,6 +187,8 @@ class Optimizer:
         for mine, group, flat, given in zip(self.param_groups, groups, self._flat, entries, strict=True):
             mine.update(group)
             flat.refresh(group["params"], self._state_names(group), required=given)
+            for buffer in flat.buffers:
+                buffer.settle()
             for p, (buffer, i) in flat.slots.items():
                 entry = given.get(p, {})
                 buffer.steps[i] = int(entry.get("step", 1)) if entry else 0  # PyTorch's SGD and Muon keep no count

@@ -36,11 +36,14 @@ class SGD(Optimizer):
             delta += scratch
         if momentum:
             (buffer,) = state
-            if step == 1:
+            share = 1 - group["dampening"]
+            if not isinstance(step, int):  # a device's number, at which one must not look; buffers begin with zeros
+                share = xp.where(step == 1, 1.0, share)
+            if isinstance(step, int) and step == 1:
                 buffer[...] = delta
             else:
                 buffer *= momentum
-                xp.multiply(delta, 1 - group["dampening"], out=scratch)
+                xp.multiply(delta, share, out=scratch)
                 buffer += scratch
             if group["nesterov"]:
                 xp.multiply(buffer, momentum, out=scratch)

@@ -4,6 +4,8 @@ float32, bfloat16 and float16; what a kernel does not do (float64, odd layouts, 
 CuPy's whole-array operations, through half.py where it has 16 bits. Results, as there, are new arrays; statistics,
 losses and gradients of parameters are float32."""
 
+from functools import partial
+
 import numpy as np
 
 from .. import reference
@@ -282,21 +284,33 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
 WRITES_SHADOWS = True  # adamw can write the new parameters in 16 bits as well
 
 
-def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, step, grad_scale=1.0, shadow=None):
-    """As in reference_update.py, in one launch. `grad_scale` may be a 0-d array of the device, which the kernel reads;
-    `shadow`, unless None, a 16-bit array that receives the new parameters too."""
+def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, step, grad_scale=1.0, found_inf=None,
+          shadow=None):
+    """As in reference_update.py, in one launch. `grad_scale` and `step` may be 0-d arrays of the device, which the
+    kernel reads; where the 0-d array `found_inf` is set, nothing changes. `shadow`, unless None, is a 16-bit array that
+    receives the parameters too."""
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": step}
     if p.dtype != np.float32 or not has_kernels(xp):
-        reference.adamw(xp, p, grad, exp_avg, exp_avg_sq, **options, grad_scale=grad_scale)
+        update = partial(reference.adamw, xp, p, grad, exp_avg, exp_avg_sq, **options, grad_scale=grad_scale)
+        if found_inf is None:
+            update()
+        else:
+            reference.unless(xp, found_inf, (p, exp_avg, exp_avg_sq), update)
         if shadow is not None:
             shadow[...] = p.astype(shadow.dtype)
         return
     clip = None
-    if not isinstance(grad_scale, int | float):
+    if found_inf is not None or not isinstance(grad_scale, int | float):
         clip = xp.zeros(3, np.float32)  # norm, factor, leave out?
         clip[1] = grad_scale
+        clip[2] = 0.0 if found_inf is None else found_inf
         grad_scale = 1.0
-    hyper = xp.asarray(adamw_hyper(**options, gradient_scale=grad_scale))
+    if isinstance(step, int):
+        hyper = xp.asarray(adamw_hyper(**options, gradient_scale=grad_scale))
+    else:
+        hyper = xp.asarray(adamw_hyper(**options | {"step": 1}, gradient_scale=grad_scale))
+        hyper[4] = lr / (1 - betas[0] ** step)
+        hyper[5] = 1 / xp.sqrt(1 - betas[1] ** step)
     decayed = p.size if weight_decay else 0
     kind = "float32" if shadow is None else shadow.dtype.name
     launch(xp, "adamw", kind, p, grad, exp_avg, exp_avg_sq, shadow, hyper, clip, p.size, decayed)

@@ -40,19 +40,27 @@ __global__ void clip_factor(const double* partial, const float* scale, float* cl
 // One AdamW step (Loshchilov and Hutter 2019, arXiv:1711.05101) of n parameters in place, the first `decayed` of them
 // with weight decay. hyper, in device memory: 1 - beta1, beta2, 1 - beta2, eps, lr / (1 - beta1^step),
 // 1 / sqrt(1 - beta2^step), 1 - lr * weight_decay, what gradients are multiplied by. clip: of clip_factor, or null.
-// shadow, unless null, receives the new parameters in type U.
+// shadow, unless null, receives the parameters in type U, whether this step is left out or not.
 template <typename U>
 __global__ void adamw(float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, U* shadow,
                       const float* hyper, const float* clip, long long n, long long decayed) {
-    if (clip && clip[2] != 0.0f) return;
+    const bool left_out = clip && clip[2] != 0.0f;
+    if (left_out && !shadow) return;
     const float rate1 = hyper[0], beta2 = hyper[1], rate2 = hyper[2], eps = hyper[3], step_size = hyper[4];
     const float correction = hyper[5], decay = hyper[6], factor = hyper[7] * (clip ? clip[1] : 1.0f);
     const bool packs = in_packs<1>(0, parameter, gradient, exp_avg, exp_avg_sq, shadow);
     over_flat<WIDE<float, U>>(n, packs, [&](long long i, auto count) {
         constexpr int N = decltype(count)::value;
-        auto p = load<N>(parameter + i), m = load<N>(exp_avg + i), v = load<N>(exp_avg_sq + i);
-        const auto g = load<N>(gradient + i);
+        auto p = load<N>(parameter + i);
         Pack<U, N> copy;
+        if (left_out) {
+#pragma unroll
+            for (int j = 0; j < N; j++) copy.set(j, p[j]);
+            store<N>(shadow + i, copy);
+            return;
+        }
+        auto m = load<N>(exp_avg + i), v = load<N>(exp_avg_sq + i);
+        const auto g = load<N>(gradient + i);
 #pragma unroll
         for (int j = 0; j < N; j++) {
             const float d = g[j] * factor;
