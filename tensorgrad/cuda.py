@@ -148,10 +148,15 @@ def __getattr__(name):
         from .cuda_device import OutOfMemoryError
 
         return OutOfMemoryError
+    if name == "Prefetcher":
+        from .cuda_copy import Prefetcher
+
+        return Prefetcher
     raise AttributeError(f"module 'tensorgrad.cuda' has no attribute {name!r}")
 
 
 __all__ = [
+    "Prefetcher",  # noqa: F822
     "current_device",
     "device_count",
     "empty_cache",

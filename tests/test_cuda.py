@@ -339,6 +339,19 @@ def test_memory_is_flat_over_200_steps():
     assert len(set(sizes[1:])) == 1, sizes
 
 
+def test_prefetched_batches_are_what_was_sent():
+    prefetch, sums, wanted = tg.cuda.Prefetcher("cuda"), [], []
+    busy = tg.randn(2048, 2048).cuda()
+    for seed in range(30):
+        arrays = np.random.default_rng(seed).integers(0, 1000, (2, 64, 1024))
+        wanted.append(int((arrays[0] * 3 + arrays[1]).sum()))
+        x, y = prefetch(*arrays)
+        arrays[...] = -1  # the host's memory is free at once
+        busy = busy @ busy
+        sums.append((x * 3 + y).sum())
+    assert [s.item() for s in sums] == wanted
+
+
 def test_memory_statistics():
     tg.cuda.reset_peak_memory_stats()
     before = tg.cuda.memory_allocated()

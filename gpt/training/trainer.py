@@ -58,6 +58,7 @@ class Trainer:
         self.stop_reason = None
         self.scaler = tg.amp.GradScaler(enabled=config.dtype == "float16")
         self._runs_ahead = tg.device(config.device).type != "cpu"  # the host queues steps without waiting for results
+        self._prefetch = tg.cuda.Prefetcher(config.device) if self._runs_ahead else None
         self._ahead = None                # the next step's batches, on the device already, and the state before them
         self._unread = []                 # (record, loss, norm) of the steps whose results were not read yet
         self._read_at = None              # when results were read last, on the host's clock
@@ -188,7 +189,10 @@ class Trainer:
         state = self.batches.state_dict() if self._runs_ahead else None
         batches = [self.batches.next() for _ in range(config.gradient_accumulation_steps)]  # (B, T) each
         counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
-        return [tuple(tg.tensor(ids, device=config.device) for ids in pair) for pair in batches], counts, state
+        if self._runs_ahead:
+            arrays = iter(self._prefetch(*(ids for pair in batches for ids in pair)))
+            return list(zip(arrays, arrays, strict=True)), counts, state
+        return [tuple(tg.tensor(ids) for ids in pair) for pair in batches], counts, state
 
     def _check_finite(self, what, value, lr, iteration=None):
         if math.isfinite(value):
