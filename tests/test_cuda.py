@@ -390,6 +390,24 @@ def test_cublaslt_equals_cublas(monkeypatch):
     np.testing.assert_allclose(numpy(a @ b), want, rtol=0.02, atol=0.02 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_cublaslt_adds_the_bias(dtype, monkeypatch, poisoned):
+    tolerance = 1e-4 if dtype == "float32" else 0.02
+    rng = np.random.default_rng(0)
+    for rows, width, columns in ((64, 96, 128), (33, 40, 301), (1, 768, 2304)):
+        shapes, found = ((rows, width), (columns, width), columns), []
+        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        for use in ("0", "1"):
+            monkeypatch.setenv("TENSORGRAD_CUBLASLT", use)
+            tensors = [tg.tensor(a, device="cuda").to(tg.dtypes.as_dtype(dtype)).detach() for a in arrays]
+            x, w, b = (t.requires_grad_() for t in tensors)
+            y = F.linear(x, w, b)
+            y.float().pow(2).sum().backward()
+            found.append([numpy(t) for t in (y, x.grad, w.grad, b.grad)])
+        for got, want in zip(found[1], found[0], strict=True):
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
+
+
 # ---- what goes wrong ---
 
 

@@ -124,5 +124,6 @@ def test_descriptions_that_the_real_cublaslt_accepts():
             desc, layouts = cublaslt.describe(lib, 64, 768, 3072, left, right, (False, 3072, 0), 1, kind, kind_out, 68,
                                               bias)
             assert desc.value and all(layout.value for layout in layouts)
+    assert cublaslt.prefer(lib, (256, 64, 16, 16)).value
     batched = (False, 64, 4096)
     assert cublaslt.describe(lib, 64, 64, 64, batched, batched, batched, 12, "float16", "float16", 68, False)

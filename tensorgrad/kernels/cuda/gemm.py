@@ -22,20 +22,23 @@ def supported(a, b, out=None):
     return a.dtype == b.dtype and pair in _OUTPUTS
 
 
-def gemm(xp, a, b, out=None, alpha=1.0, beta=0.0):
-    """alpha * a @ b + beta * out, into `out` (new unless given) for a (..., n, k), b (..., k, m) with equal leading
-    sizes; `out` may be float32 for 16-bit inputs. Operands that cuBLAS cannot read in place are copied."""
+def gemm(xp, a, b, out=None, alpha=1.0, beta=0.0, bias=None):
+    """alpha * a @ b + beta * out + bias, into `out` (new unless given) for a (..., n, k), b (..., k, m) with equal
+    leading sizes; `out` may be float32 for 16-bit inputs. Operands that cuBLAS cannot read in place are copied.
+    `bias`: None or (m,) of out's dtype, for which cuBLASLt needs no pass of its own (`adds_bias`)."""
     if out is None:
         out = xp.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
     if not out.size:
         return out
     if not a.shape[-1]:
         out[...] = 0 if beta == 0 else out * beta
+        if bias is not None:
+            out += bias
         return out
     place = _operand(out)
     if place is None or place[0]:  # its rows must lie one after the other in memory
         new = xp.ascontiguousarray(out) if beta else xp.empty(out.shape, out.dtype)
-        out[...] = gemm(xp, a, b, new, alpha, beta)
+        out[...] = gemm(xp, a, b, new, alpha, beta, bias)
         return out
     left, right = _operand(a), _operand(b)
     if left is None:
@@ -44,8 +47,13 @@ def gemm(xp, a, b, out=None, alpha=1.0, beta=0.0):
     if right is None:
         b = xp.ascontiguousarray(b)
         right = _operand(b)
-    _call(xp, a, b, out, left, right, place, alpha, beta)
+    _call(xp, a, b, out, left, right, place, alpha, beta, bias)
     return out
+
+
+def adds_bias(xp, dtype):
+    """Does the product itself add a bias?"""
+    return dtype != np.float64 and lt_for(xp) is not None
 
 
 def _operand(x):
@@ -77,7 +85,7 @@ def _operand(x):
     return transposed, leading, batch
 
 
-def _call(xp, a, b, out, left, right, place, alpha, beta):
+def _call(xp, a, b, out, left, right, place, alpha, beta, bias):
     """Row-major out = a b is column-major out^T = b^T a^T: b comes first, and each is read as its own transpose."""
     cublas, runtime = xp.cuda.cublas, xp.cuda.runtime
     (n, k), m = a.shape[-2:], b.shape[-1]
@@ -90,8 +98,12 @@ def _call(xp, a, b, out, left, right, place, alpha, beta):
     if a.dtype == np.float32 and get_float32_matmul_precision() != "highest":
         compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
     if not double and (lt := lt_for(xp)) is not None:
-        if lt.gemm(a, b, out, left, right, place, count, alpha, beta, compute):
+        if lt.gemm(a, b, out, left, right, place, count, alpha, beta, compute, bias):
             return
+    if bias is not None:  # cuBLASLt offers nothing for it
+        _call(xp, a, b, out, left, right, place, alpha, beta, None)
+        out += bias
+        return
     handle = xp.cuda.device.get_cublas_handle()
     operations = [cublas.CUBLAS_OP_T if transposed else cublas.CUBLAS_OP_N for transposed, *_ in (right, left)]
     if count == 1:

@@ -17,7 +17,7 @@ from .attention import attention as batched_attention
 from .attention import attention_backward as batched_attention_backward
 from .common import finish, float32, kernels, other, rows, whole
 from .cudnn import cudnn_for, usable
-from .gemm import gemm, supported
+from .gemm import adds_bias, gemm, supported
 from .launch import has_kernels, launch
 from .norms import *  # noqa: F403
 from .signatures import adamw_hyper, square_partials, tile_strips
@@ -32,6 +32,8 @@ def linear(xp, x, weight, bias):
     if not supported(x, weight):
         return other(x).linear(xp, x, weight, bias)
     y = _pitched(xp, len(x), len(weight), x.dtype)
+    if bias is not None and adds_bias(xp, y.dtype):
+        return gemm(xp, x, weight.T, y, bias=whole(xp, bias, y.dtype))
     gemm(xp, x, weight.T, y)
     if bias is None:
         return y
