@@ -63,6 +63,13 @@ def graphed(function, *inputs):
     return record(function, *inputs)
 
 
+def graphed_step(function, optimizer, *inputs):
+    """A whole training step as a CUDA graph: see cuda_graph.graphed_step."""
+    from .cuda_graph import graphed_step as record
+
+    return record(function, optimizer, *inputs)
+
+
 # ---- memory, in bytes ------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +170,7 @@ __all__ = [
     "get_device_capability",
     "get_device_name",
     "graphed",
+    "graphed_step",
     "is_available",
     "is_bf16_supported",
     "max_memory_allocated",

@@ -383,6 +383,35 @@ def test_graph_replay_equals_eager():
         run_graph(batch("cuda", rows=3)[0])
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_graph_of_a_training_step_equals_eager(dtype):
+    found = []
+    for graph in (False, True):
+        model, losses = make("cuda"), []
+        opt = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95))
+
+        def gradients(x, y, model=model):
+            with tg.autocast(dtype=dtype, enabled=dtype is not None):
+                loss = model(x, y)[1]
+            loss.backward()
+            clip_grad_norm_(model.parameters(), 1.0)
+            return loss.detach()
+
+        step = tg.cuda.graphed_step(gradients, opt, *batch("cuda")) if graph else None
+        for i in range(20):
+            for group in opt.param_groups:
+                group["lr"] = 1e-4 * (i + 1)
+            if graph:
+                losses.append(step(*batch("cuda", seed=i)).item())
+            else:
+                losses.append(gradients(*batch("cuda", seed=i)).item())
+                opt.step()
+                opt.zero_grad()
+        assert {int(e["step"]) for e in opt.state_dict()["state"].values()} == {20}
+        found.append(losses)
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-3 if dtype is None else 0.02)
+
+
 def test_cublaslt_equals_cublas(monkeypatch):
     a, b = (tg.randn(256, 320).cuda().bfloat16(), tg.randn(320, 192).cuda().bfloat16())
     want = numpy(a @ b)

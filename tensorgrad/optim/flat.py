@@ -129,11 +129,15 @@ class FlatBuffer:
 
     def settle(self):
         """Let `steps` count the updates that were made; waits for the device where that could leave some out."""
+        self.steps, self._left_out = self.updates(), None
+
+    def updates(self):
+        """The numbers of updates that were made; waits likewise."""
         if self._left_out is None:
-            return
-        (given, count), self._left_out = self._left_out, None
+            return self.steps
+        given, count = self._left_out
         count = int(self.device.item(count))
-        self.steps = [n - count * g for n, g in zip(self.steps, given, strict=True)]
+        return [n - count * g for n, g in zip(self.steps, given, strict=True)]
 
     def run(self, first, last):
         """The memory of parameters first..last-1: (data, grad, *states), 1-D arrays."""

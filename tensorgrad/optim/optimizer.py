@@ -135,14 +135,12 @@ class Optimizer:
     def state(self):
         """parameter -> {"step": number of updates, state name: Tensor} for all parameters updated so far. The Tensors
         are views of the state in use."""
-        for flat in self._flat:
-            for buffer in flat.buffers:
-                buffer.settle()
+        updates = {buffer: buffer.updates() for flat in self._flat for buffer in flat.buffers}
         return {
-            p: {"step": buffer.steps[i], **buffer.state_of(i)}
+            p: {"step": updates[buffer][i], **buffer.state_of(i)}
             for flat in self._flat
             for p, (buffer, i) in flat.slots.items()
-            if buffer.steps[i] and buffer.state
+            if updates[buffer][i] and buffer.state
         }
 
     def state_dict(self):

@@ -288,9 +288,9 @@ WRITES_SHADOWS = True  # adamw can write the new parameters in 16 bits as well
 
 def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, step, grad_scale=1.0, found_inf=None,
           shadow=None):
-    """As in reference_update.py, in one launch. `grad_scale` and `step` may be 0-d arrays of the device, which the
-    kernel reads; where the 0-d array `found_inf` is set, nothing changes. `shadow`, unless None, is a 16-bit array that
-    receives the parameters too."""
+    """As in reference_update.py, in one launch. `grad_scale`, `step`, and with it `lr`, may be 0-d arrays of the
+    device, which the kernel reads; where the 0-d array `found_inf` is set, nothing changes. `shadow`, unless None, is a
+    16-bit array that receives the parameters too."""
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": step}
     if p.dtype != np.float32 or not has_kernels(xp):
         update = partial(reference.adamw, xp, p, grad, exp_avg, exp_avg_sq, **options, grad_scale=grad_scale)
@@ -310,12 +310,19 @@ def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, ste
     if isinstance(step, int):
         hyper = xp.asarray(adamw_hyper(**options, gradient_scale=grad_scale))
     else:
-        hyper = xp.asarray(adamw_hyper(**options | {"step": 1}, gradient_scale=grad_scale))
-        hyper[4] = lr / (1 - betas[0] ** step)
-        hyper[5] = 1 / xp.sqrt(1 - betas[1] ** step)
+        hyper = _device_hyper(xp, **options, gradient_scale=grad_scale)
     decayed = p.size if weight_decay else 0
     kind = "float32" if shadow is None else shadow.dtype.name
     launch(xp, "adamw", kind, p, grad, exp_avg, exp_avg_sq, shadow, hyper, clip, p.size, decayed)
+
+
+def _device_hyper(xp, *, lr, betas, eps, weight_decay, step, gradient_scale):
+    """adamw_hyper for numbers of the device, without a copy from the host, which a CUDA graph could not repeat."""
+    (beta1, beta2), hyper = betas, xp.empty(8, np.float32)
+    numbers = 1 - beta1, beta2, 1 - beta2, eps, lr / (1 - beta1**step), 1 / xp.sqrt(1 - beta2**step)
+    for i, number in enumerate((*numbers, 1 - lr * weight_decay, gradient_scale)):
+        hyper[i] = number
+    return hyper
 
 
 def sum_of_squares(xp, x):
