@@ -298,6 +298,9 @@ def kernels(spec):
     _, mean, rstd = best.layer_norm(xp, x, weight, None, 1e-5)
     add("layer_norm", lambda: best.layer_norm(xp, x, weight, None, 1e-5), moved=2 * x.nbytes)
     add("layer_norm backward", lambda: best.layer_norm_backward(xp, x, weight, mean, rstd, g, True), moved=3 * x.nbytes)
+    add("add_layer_norm", lambda: best.add_layer_norm(xp, x, g, weight, None, 1e-5), moved=4 * x.nbytes)
+    add("add_layer_norm backward", lambda: best.add_layer_norm_backward(xp, x, weight, mean, rstd, g, x, True),
+        moved=4 * x.nbytes)
     h = best.gelu(xp, wide, "none")
     add("gelu", lambda: best.gelu(xp, wide, "none"), moved=2 * wide.nbytes)
     add("gelu backward", lambda: best.gelu_backward(xp, wide, h, wide, "none"), moved=3 * wide.nbytes)
@@ -309,6 +312,8 @@ def kernels(spec):
         moved=2 * logits.nbytes)
     shape = (max(size.batch // 4, 1), size.heads, size.block, c // size.heads)
     q, k, v, dy = (array(*shape) for _ in range(4))
+    cos, sin = (array(*shape[2:], dtype=tg.float32) for _ in range(2))
+    add("rotary", lambda: best.rotary(xp, q, cos, sin, False), moved=2 * q.nbytes)
     out, kept = best.attention(place, q, k, v, None, True, 0.125, 0.0, None)
     flops = 4 * q.size * size.block / 2  # causal: half of the square
     add("attention", lambda: best.attention(place, q, k, v, None, True, 0.125, 0.0, None), flops=flops)
