@@ -20,8 +20,9 @@ def data_file(name: str) -> Path:
 
 
 def use_tiktoken_files(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let tiktoken find its vocabularies in a copy: it deletes files that it takes for damaged."""
+    """Let tiktoken find its vocabularies, and those in its cache, in a copy: it deletes files that seem damaged."""
     folder.mkdir()
-    for file in data_file("tiktoken").iterdir():
+    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or folder)
+    for file in [*data_file("tiktoken").iterdir(), *(cache.iterdir() if cache.is_dir() else ())]:
         shutil.copyfile(file, folder / file.name)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
