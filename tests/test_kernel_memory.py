@@ -67,6 +67,11 @@ def test_use_and_reserve_together_never_exceed_the_largest_use(blocks):
         del a, b
 
 
+def test_nothing_is_kept_where_that_is_not_wanted(blocks, monkeypatch):
+    monkeypatch.setattr(memory, "KEEP", False)
+    assert memory.empty((N,), np.float32).flags.owndata and not blocks.in_use
+
+
 def test_gradients_of_large_tensors_and_their_norm():
     x = tg.ones(2, N, requires_grad=True)
     y = tg.nn.functional.gelu(x)

@@ -7,6 +7,8 @@ time: 0.8 ms per megabyte here, seven times what it takes to write a megabyte th
 * arrays of 32 MB and more, which the C library always gives back (the largest threshold that glibc takes), are kept
   here, by size: `empty` hands out a block that a dropped array left behind. Blocks in use and kept together never
   exceed the most that was ever in use at once, so the process's peak stays what it would be without.
+
+TENSORGRAD_MALLOPT=0 leaves the process alone: nothing is kept.
 """
 
 import ctypes
@@ -21,11 +23,12 @@ import numpy as np
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGE = 1 << 25  # bytes
+KEEP = os.environ.get("TENSORGRAD_MALLOPT", "1") != "0"
 
 
 def keep_freed_memory():
-    """Apply the settings (glibc on Linux; elsewhere nothing happens). TENSORGRAD_MALLOPT=0 leaves the process alone."""
-    if not sys.platform.startswith("linux") or os.environ.get("TENSORGRAD_MALLOPT", "1") == "0":
+    """Apply the settings (glibc on Linux; elsewhere nothing happens)."""
+    if not sys.platform.startswith("linux") or not KEEP:
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -96,7 +99,7 @@ def empty(shape, dtype):
     """np.empty, whose large arrays live in kept blocks."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    return np.empty(shape, dtype) if size < LARGE else blocks.take(shape, dtype, size)
+    return blocks.take(shape, dtype, size) if KEEP and size >= LARGE else np.empty(shape, dtype)
 
 
 def empty_like(x):
