@@ -24,7 +24,7 @@ from tensorgrad.nn import functional as F
 
 from .errors import UserError
 from .inference.processors import largest
-from .inference.sample import as_ids
+from .inference.prompts import as_ids
 from .model.sampling import check_sampling, filter_logits
 from .training.checkpoints import load_run
 

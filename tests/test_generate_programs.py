@@ -2,15 +2,19 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from serving_tools import writing_model
 from tiny_run import tiny_config, tiny_trainer
 
 import tensorgrad as tg
 from gpt import cli
-from gpt.inference.chat import Chat, ChatConfig, chat, conversation_ids
+from gpt.inference.chat import Chat, ChatConfig, chat
 from gpt.inference.processors import Sampling
+from gpt.inference.prompts import conversation_ids
+from gpt.inference.sample import SampleConfig, sample
 from gpt.model.lora import LoRAConfig, inject
 from gpt.text import CharTokenizer
 from gpt.training import write_text
@@ -136,6 +140,19 @@ class Talker(CharTokenizer):
                      "{% endif %}{{ m.content }}|{% endfor %}")
     special_tokens = {"b": 0}
     bos_id = 0
+
+
+def test_sample_answers_a_question():
+    """--chat: one answer, which ends with the turn; the question is read as scripts/chat.py reads it."""
+    tokenizer = CharTokenizer("".join(sorted(set("User: hi\nAssistant: yes no"))))
+    model = writing_model(tokenizer, "User: hi\nAssistant: yes\nUser: no\n")
+    config = SampleConfig(prompt="hi", chat=True, temperature=0, max_new_tokens=12)
+    assert sample(config, lambda text: None, lambda *_, **__: (model, tokenizer)) == [" yes"]
+    pytest.importorskip("jinja2", reason="chat templates are Jinja")
+    talker, told = Talker("bcde|"), []
+    model = writing_model(talker, "bcd|eeee")
+    sample(replace(config, prompt="cb", json=True), told.append, lambda *_, **__: (model, talker))
+    assert json.loads(told[0])["prompt_tokens"] == len("bcb|")
 
 
 def test_a_template_is_used_in_a_sandbox():

@@ -8,7 +8,7 @@ from page_server import ADAPTER, served
 from page_tools import PROMPT, browser, library, percent, run, server, visit
 
 from gpt.inference import generate
-from gpt.inference.chat import conversation_ids, dialogue_stops
+from gpt.inference.prompts import conversation_ids, dialogue_stops
 from gpt.inference.sample import ends
 from gpt.inspect import next_tokens
 from gpt.model.lora import set_adapters, set_scale

@@ -9,7 +9,7 @@ from serving_tools import ByteTokenizer, serving, tiny_engine, writing_model  # 
 
 import tensorgrad as tg  # noqa: E402
 from gpt.inference import generate  # noqa: E402
-from gpt.inference.chat import conversation_ids  # noqa: E402
+from gpt.inference.prompts import conversation_ids  # noqa: E402
 from gpt.model.lora import set_adapters, set_scale  # noqa: E402
 from gpt.text import CharTokenizer  # noqa: E402
 

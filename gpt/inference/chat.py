@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from ..errors import UserError
 from ..model.lora import set_adapters
 from ..model.storage import check_storage
-from ..text.templates import render
 from ..training.checkpoints import load_run
 from .decoder import Decoder, Writing
 from .generate import follow
 from .processors import Sampling
-from .sample import as_ids, ends
+from .prompts import conversation_ids, dialogue_stops, ends
 
 HELP = ("/reset forgets the conversation, /temp 0.7 sets the temperature, /adapter NAME takes a LoRA adapter (none: "
         "the model alone), /help shows this, /quit leaves")
@@ -119,31 +118,6 @@ class Chat:
             if len(ids) <= room or len(self.messages) <= oldest + 1:
                 return ids
             del self.messages[oldest:oldest + 2]  # a question and its answer
-
-
-def conversation_ids(tokenizer, messages):
-    """The ids of a conversation, up to where the assistant's next answer begins.
-
-    messages: a list of {"role", "content"}. Raises UserError for a template that cannot be used."""
-    if tokenizer.chat_template:
-        return tokenizer.encode(render(tokenizer, messages), special="all")
-    if not _knows_names(tokenizer):
-        return as_ids(tokenizer, "".join(m["content"] + "\n" for m in messages))
-    return as_ids(tokenizer, render(tokenizer, messages))
-
-
-def dialogue_stops(tokenizer):
-    """The texts that end an answer where the conversation is written as a dialogue; none where there is a template."""
-    if tokenizer.chat_template:
-        return ()
-    return ("\nUser:", "\nAssistant:") if _knows_names(tokenizer) else ("\n",)
-
-
-def _knows_names(tokenizer):
-    try:
-        return bool(tokenizer.encode("User: \nAssistant:"))
-    except UserError:
-        return False
 
 
 def chat(config, read=None, write=None, load=load_run):

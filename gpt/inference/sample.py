@@ -6,12 +6,11 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..model.storage import check_storage
-from ..text.templates import render
 from ..training.checkpoints import load_run
-from ..training.sampling import beginning
 from .decoder import Decoder, Writing
 from .generate import follow, generate
 from .processors import Sampling
+from .prompts import as_ids, conversation_ids, dialogue_stops, ends
 
 
 @dataclass
@@ -77,14 +76,14 @@ class SampleConfig:
         check_storage(self.dtype, self.device)
         self.sampling()
 
-    def sampling(self, stop_ids=()):
-        """These settings as a Sampling."""
+    def sampling(self, stop_ids=(), stops=()):
+        """These settings as a Sampling; `stops` are texts that end an answer."""
         return Sampling(
             max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k or None,
             top_p=self.top_p, min_p=self.min_p, repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty, frequency_penalty=self.frequency_penalty,
-            stop=(self.stop.replace("\\n", "\n"),) if self.stop else (), stop_ids=tuple(stop_ids), seed=self.seed,
-            logprobs=0 if self.json and self.num_beams == 1 else None)
+            stop=(*([self.stop.replace("\\n", "\n")] if self.stop else []), *stops), stop_ids=tuple(stop_ids),
+            seed=self.seed, logprobs=0 if self.json and self.num_beams == 1 else None)
 
 
 def sample(config, write=None, load=load_run):
@@ -95,11 +94,12 @@ def sample(config, write=None, load=load_run):
     model, tokenizer, *_ = load(config.init_from, config.device, dtype=config.dtype)
     prompt = read_prompt(config)
     if config.chat:
-        ids = tokenizer.encode(render(tokenizer, [{"role": "user", "content": prompt}]), special="all")
+        ids = conversation_ids(tokenizer, [{"role": "user", "content": prompt}])
         prompt = ""
     else:
         ids = as_ids(tokenizer, prompt)
-    settings = config.sampling(ends(tokenizer))
+    stops = dialogue_stops(tokenizer) if config.chat and config.num_beams == 1 else ()  # beams know no stop texts
+    settings = config.sampling(ends(tokenizer), stops)
     if config.num_beams > 1:
         values = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__}
         writings = generate(model, ids, tokenizer, num_beams=config.num_beams, num_samples=config.num_samples,
@@ -117,17 +117,6 @@ def sample(config, write=None, load=load_run):
     else:
         show(writings, pieces, prompt, write)
     return [prompt + writing.text for writing in writings]
-
-
-def as_ids(tokenizer, prompt):
-    """The ids of a prompt, with what the model expects before a text; an empty one begins as a text does."""
-    start = [tokenizer.bos_id] if tokenizer.adds_bos else []
-    return start + tokenizer.encode(prompt) or beginning(tokenizer)
-
-
-def ends(tokenizer):
-    """The ids after which a model has nothing more to say."""
-    return tuple({token for token in (tokenizer.eos_id, tokenizer.eot_id) if token is not None})
 
 
 def show(writings, pieces, prompt, write):

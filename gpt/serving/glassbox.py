@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 import tensorgrad as tg
 
-from ..inference.chat import dialogue_stops
+from ..inference.prompts import dialogue_stops
 from ..inspect import attention_map, attention_maps, inspect_text, next_tokens, text_losses
 from ..text.tokenizers.streaming import StreamDecoder
 from .errors import ServingError, wrong

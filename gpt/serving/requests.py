@@ -7,9 +7,8 @@ import secrets
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..inference.chat import conversation_ids, dialogue_stops
 from ..inference.processors import Sampling
-from ..inference.sample import as_ids, ends
+from ..inference.prompts import as_ids, conversation_ids, dialogue_stops, ends
 from .errors import ServingError, wrong
 from .fields import Fields, kind
 

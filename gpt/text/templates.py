@@ -15,6 +15,8 @@ _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")  # a tag
 def render(tokenizer, messages, add_generation_prompt=True):
     """The text of a conversation; with `add_generation_prompt` it ends where the assistant's next answer begins.
 
+    With a template it is to be encoded with special="all": what the messages say is quoted (`Tokenizer.quote`), so that
+    the special tokens are those of the template, and nobody ends his turn by spelling its end.
     Raises UserError for a template that cannot be used, or that refuses the conversation."""
     if not tokenizer.chat_template:
         return _plain(messages, add_generation_prompt)
@@ -37,7 +39,8 @@ def render(tokenizer, messages, add_generation_prompt=True):
         source = _GENERATION.sub(lambda tag: tag[1] + ("endif" if tag[2] else "if true") + tag[3],
                                  tokenizer.chat_template)
         return environment.from_string(source).render(
-            messages=messages, add_generation_prompt=add_generation_prompt,
+            messages=[message | {"content": tokenizer.quote(message["content"])} for message in messages],
+            add_generation_prompt=add_generation_prompt,
             bos_token=names.get(tokenizer.bos_id, ""), eos_token=names.get(tokenizer.eos_id, ""))
     except Exception as error:  # the template is a program that came with the model: whatever it does wrong is its own
         raise UserError(f"the model's chat template refuses this conversation: {error}") from None

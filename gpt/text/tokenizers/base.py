@@ -16,6 +16,7 @@ from ..files import write_files
 FILE_NAME = "tokenizer.json"
 ROLES = ("bos", "eos", "pad", "unk")
 ENDS_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")  # what published vocabularies put between documents
+QUOTE = "\ufdd0"  # a noncharacter of Unicode: before the name of a special token it says that this is text after all
 
 
 class Tokenizer(ABC):
@@ -73,13 +74,27 @@ class Tokenizer(ABC):
 
     def _segments(self, text: str, special: str | Collection[str]) -> list[str | int]:
         """`text` cut at special and added tokens: ordinary texts, none of them empty, and the ids between them."""
-        names = self.added_tokens.keys() | self._allowed(special)
+        allowed = self._allowed(special)
+        names = self.added_tokens.keys() | allowed
         if not names:
             return [text] if text else []
         ids = dict(self.added_tokens) | dict(self.special_tokens)
-        longest_first = sorted(names, key=lambda name: (-len(name), name))
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)  # text, name, text, ..., name, text
+        pattern = "|".join((f"(?<!{QUOTE})" if name in allowed else "") + re.escape(name)
+                           for name in sorted(names, key=lambda name: (-len(name), name)))  # the longest first
+        parts = re.split(f"({pattern})", text)  # text, name, text, ..., name, text
+        if allowed:
+            parts[::2] = [part.replace(QUOTE, "") for part in parts[::2]]
         return [ids[part] if i % 2 else part for i, part in enumerate(parts) if part]
+
+    def quote(self, text: str) -> str:
+        """`text` for use within a larger one in which special tokens are allowed: none is found in it, nor one that
+        only begins in it, whatever follows."""
+        text = text.replace(QUOTE, "")
+        end = text.rstrip()  # whoever puts texts together may strip them
+        if any(end.endswith(name[:n]) for name in self.special_tokens for n in range(1, len(name))):
+            text = end[:-1] + QUOTE + text[len(end) - 1:]
+        names = "|".join(map(re.escape, self.special_tokens))
+        return re.sub(f"(?={names})", QUOTE, text) if names else text
 
     def _allowed(self, special: str | Collection[str]) -> set[str]:
         if special == "all":
