@@ -1,12 +1,15 @@
-"""Norms of sums and rotary positions by CUDA's kernels, emulated, against the CPU in float64, in each type."""
+"""Norms of sums, rotary positions and attention by CUDA's kernels, emulated, against the CPU in float64, in each
+type."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import standin
 from standin_device import kernels  # noqa: F401
 
 import tensorgrad as tg
+from tensorgrad.kernels.cuda.attention import folded
 from tensorgrad.nn import functional as F
 
 DTYPES = {"float32": 2e-5, "bfloat16": 0.03, "float16": 0.004}
@@ -79,10 +82,32 @@ def test_rotary_where_the_heads_lie(dim, dtype, kernels):  # noqa: F811
 
 
 def test_rotary_of_rows_with_tables_of_their_own(dtype, kernels):  # noqa: F811
-    """Texts at different positions: the table has a first dimension, which the kernel does not take."""
-    def function(x):
-        table = "float64" if x.dtype == tg.float64 else "float32"
-        return F.rotary(x, x, *angles(5, 8, x.device, table, 2, 1))
+    """Texts at different positions: the table has a first dimension, which the kernel takes for a token per text."""
+    for length, launched in ((5, []), (1, ["rotary"] * 4)):
+        def function(x, length=length):
+            table = "float64" if x.dtype == tg.float64 else "float32"
+            return F.rotary(x, x[:, :1], *angles(length, 8, x.device, table, 2, 1))
 
-    compare(both(function, [(2, 3, 5, 8)], 1, dtype), dtype)
-    assert kernels.names == []
+        kernels.names.clear()
+        compare(both(function, [(2, 3, length, 8)], 1, dtype), dtype)
+        assert kernels.names == launched
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("heads, groups, queries", [(4, 2, 1), (2, 2, 5)])
+def test_attention_with_a_mask(heads, groups, queries, added, dtype, kernels):  # noqa: F811
+    """A query that may look at nothing gives zeros and no gradient."""
+    mask = np.random.default_rng(5).random((3, 1, queries, 9)) < 0.7
+    mask[1, :, -1] = False
+
+    def function(q, k, v):
+        own = tg.tensor(np.where(mask, 0.5, -np.inf).astype(np.float32) if added else mask, device=q.device)
+        return (F.scaled_dot_product_attention(q, k, v, own, enable_gqa=True),)
+
+    compare(both(function, [(3, heads, queries, 8), (3, groups, 9, 8), (3, groups, 9, 8)], 3, dtype), dtype)
+    assert kernels.names == ["softmax_forward", "softmax_backward"]
+
+
+def test_attention_reads_a_cache_where_it_lies(dtype):
+    cache = standin.zeros((5, 2, 16, 8), np.float32)
+    assert folded(cache[1:4, :, :9], 2).base is cache

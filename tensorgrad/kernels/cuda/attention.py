@@ -3,6 +3,8 @@
 The scores (batch, heads, T, S) are kept for backward as probabilities, in the inputs' dtype. cudnn.py, where it can be
 used, keeps none of them."""
 
+import numpy as np
+
 from ..reference import dropout_key
 from .gemm import gemm
 from .launch import launch
@@ -15,17 +17,23 @@ def _noise(p, identity):
     return NO_DROPOUT if identity is None else (*dropout_key(p, identity), 1 / (1 - p))
 
 
-def _folded(xp, x, groups):
-    """x (B, H, T, d) as (B * groups, H / groups * T, d), contiguous."""
-    x = x if x.flags.c_contiguous else x.copy()
+def folded(x, groups):
+    """x (B, H, T, d) as (B * groups, H / groups * T, d): without a copy for the part of a cache that is in use."""
     return x.reshape(x.shape[0] * groups, -1, x.shape[-1])
 
 
-def attention(xp, q, k, v, causal, scale, p, identity):
-    """(out (B, H, T, e), what backward needs) for q (B, H, T, d), k (B, G, S, d), v (B, G, S, e); see reference.py."""
+def attention(xp, q, k, v, mask, causal, scale, p, identity):
+    """(out (B, H, T, e), what backward needs) for q (B, H, T, d), k (B, G, S, d), v (B, G, S, e) and mask (B, H, T, S),
+    bool or to be added, or None; see reference.py."""
     (batch, heads, queries, _), (groups, keys, width) = q.shape, v.shape[1:]
-    q, k, v = (_folded(xp, x, groups) for x in (q, k, v))
-    scores = gemm(xp, q, k.swapaxes(-1, -2))  # (B * G, H / G * T, S)
+    q, k, v = (folded(x, groups) for x in (q, k, v))
+    scores = gemm(xp, q, k.swapaxes(-1, -2), alpha=1.0 if mask is None else scale)  # (B * G, H / G * T, S)
+    if mask is not None:
+        if mask.dtype == bool:
+            mask = xp.where(mask, np.float32(0), np.float32(-np.inf)).astype(scores.dtype, copy=False)
+        masked = scores.reshape(mask.shape)  # a view
+        masked += mask
+        scale = 1.0
     dropped = None if identity is None else xp.empty(scores.shape, scores.dtype)
     rows, offset = batch * heads * queries, 0 if causal else keys
     launch(
@@ -41,7 +49,7 @@ def attention_backward(xp, q, k, v, kept, causal, scale, p, identity, g):
     """(dq, dk, dv); see reference.py."""
     (batch, heads, queries, _), (groups, keys, _) = q.shape, v.shape[1:]
     shapes = q.shape, k.shape, v.shape
-    q, k, v, g = (_folded(xp, x, groups) for x in (q, k, v, g.astype(q.dtype, copy=False)))
+    q, k, v, g = (folded(x, groups) for x in (q, k, v, g.astype(q.dtype, copy=False)))
     probabilities, dropped = kept[0], kept[-1]
     dv = gemm(xp, dropped.swapaxes(-1, -2), g)  # sums over the heads that share keys as well
     ds = gemm(xp, g, v.swapaxes(-1, -2))

@@ -119,10 +119,13 @@ def _rms_norm_backward(xp, kind, x, weight, rstd, g, gtotal, affine):
 def rotary(xp, x, cos, sin, adjoint):
     kind, table = kernels(xp, x), x.shape[-2:]
     tables = cos.size == sin.size == table[0] * table[1] and cos.shape[-2:] == sin.shape[-2:] == table
-    if kind is None or not tables or x.ndim > 4 or table[1] % 2 or x.strides[-1] != x.itemsize:
+    apart = x.ndim == 4 and cos.shape == sin.shape == (len(x), 1, *table) and table[0] == 1  # a position per row
+    if kind is None or not (tables or apart) or x.ndim > 4 or table[1] % 2 or x.strides[-1] != x.itemsize:
         return other(x).rotary(xp, x, cos, sin, adjoint)  # among others, a table for each row of a batch
     y = xp.empty(x.shape, x.dtype)
     heads = [a.reshape((1,) * (4 - x.ndim) + x.shape) for a in (x, y)]
+    if apart:
+        heads = [a.swapaxes(0, 2) for a in heads]
     strides = [s // x.itemsize for a in heads for s in a.strides[:3]]
     sign = -1.0 if adjoint else 1.0
     launch(xp, "rotary", kind, heads[0], float32(xp, cos), float32(xp, sin), heads[1], *heads[0].shape, *strides, sign)

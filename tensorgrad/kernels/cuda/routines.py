@@ -1,8 +1,8 @@
 """The fused routines for CUDA: names and arguments as in kernels/reference.py, kernels of `signatures.py` inside.
 
-float32, bfloat16 and float16; what a kernel does not do (float64, odd layouts, attention masks) the reference does, in
-CuPy's whole-array operations, through half.py where it has 16 bits. Results, as there, are new arrays; statistics,
-losses and gradients of parameters are float32."""
+float32, bfloat16 and float16; what a kernel does not do (float64, odd layouts) the reference does, in CuPy's
+whole-array operations, through half.py where it has 16 bits. Results, as there, are new arrays; statistics, losses and
+gradients of parameters are float32."""
 
 from functools import partial
 
@@ -259,13 +259,13 @@ def embedding_backward(device, ids, g, rows, into=None):
 
 def attention(device, q, k, v, mask, causal, scale, p, identity):
     xp = device.xp
-    if mask is not None or kernels(xp, q) is None or not (k.size and v.size):
+    if kernels(xp, q) is None or not (k.size and v.size):
         return other(q).attention(device, q, k, v, mask, causal, scale, p, identity)
-    if identity is None and usable(q, k, v) and (fused := cudnn_for(xp)) is not None:
+    if mask is None and identity is None and usable(q, k, v) and (fused := cudnn_for(xp)) is not None:
         result = fused.attention(q, k, v, causal, scale)
         if result is not None:
             return result
-    return batched_attention(xp, q, k, v, causal, scale, p, identity)
+    return batched_attention(xp, q, k, v, mask, causal, scale, p, identity)
 
 
 def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
@@ -274,7 +274,7 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
         found = cudnn_for(xp).backward(q, k, v, kept, causal, scale, g)
         if found is not None:
             return found
-        _, kept = batched_attention(xp, q, k, v, causal, scale, p, identity)
+        _, kept = batched_attention(xp, q, k, v, None, causal, scale, p, identity)
     if kernels(xp, q) is None or kept[0].ndim != 3:  # kept by the reference
         return other(q).attention_backward(device, q, k, v, kept, causal, scale, p, identity, g)
     return batched_attention_backward(xp, q, k, v, kept, causal, scale, p, identity, g)
