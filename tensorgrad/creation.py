@@ -25,14 +25,14 @@ def as_tensor(data, *, dtype=None, device=None):
     if isinstance(data, TensorBase):
         return data.to(device=device, dtype=dtype)
     place = as_device(device) if device is not None else cpu
-    return wrap(place.asarray(to_array(data, dtype)), place)
+    return wrap(place.asarray(to_array(data, dtype)).view(), place)  # no two tensors hold one array object
 
 
 def from_numpy(array):
     """A CPU tensor that shares the memory of a NumPy array."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy: expected a NumPy array, got {type(array).__name__}")
-    return wrap(to_array(array), cpu)
+    return wrap(to_array(array).view(), cpu)
 
 
 def from_dlpack(source):

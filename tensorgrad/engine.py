@@ -21,7 +21,7 @@ from weakref import ref
 from . import errors
 
 LARGE = 1 << 16  # elements from which a sum is worth several threads
-_next_seq = count(1).__next__
+next_seq = count(1).__next__
 
 
 class _Modes(threading.local):
@@ -102,12 +102,17 @@ class Leaf:
     name = "leaf"
 
     def __init__(self, tensor):
-        self.seq, self.tensor, self.hooks = _next_seq(), ref(tensor), None
+        self.seq, self.tensor, self.hooks = next_seq(), ref(tensor), None
+
+    def _wanting(self):
+        """The tensor, where it is still there and its gradient still wanted: parameters may be frozen meanwhile."""
+        tensor = self.tensor()
+        return tensor if tensor is not None and tensor.node is self else None
 
     def direct(self):
         """(array, add?): where an operation may put its contribution itself, added to what is there or in its place,
         instead of returning an array to be copied; None where that is not possible."""
-        tensor = self.tensor()
+        tensor = self._wanting()
         if tensor is None or self.hooks:
             return None
         old = tensor.grad
@@ -124,7 +129,7 @@ class Leaf:
 
     def accumulate(self, gradient, owned, create_graph):
         """Add into the tensor's .grad, which never shares memory with anything else."""
-        tensor = self.tensor()
+        tensor = self._wanting()
         if tensor is None:
             return
         old, buffer = tensor.grad, tensor._grad_buffer
@@ -150,7 +155,7 @@ class Output:
     __slots__ = ("seq", "op", "index", "hooks", "__weakref__")
 
     def __init__(self, op, index):
-        self.seq, self.op, self.index, self.hooks = _next_seq(), op, index, None
+        self.seq, self.op, self.index, self.hooks = next_seq(), op, index, None
 
     @property
     def name(self):
@@ -347,7 +352,7 @@ def apply(op, *inputs, **options):
             ctx.inputs = ((a.shape, a.dtype), (b.shape, b.dtype))
         else:
             ctx.inputs = [(a.shape, a.dtype) for a in arrays]
-        ctx.seq = _next_seq()
+        ctx.seq = next_seq()
         tensor.node = ctx
         if ctx._saved:
             ctx._link_saved(inputs, out, tensor)
@@ -367,7 +372,7 @@ def _finish_several(ctx, inputs, arrays, out):
     if ctx.recording:
         ctx.inputs = [(a.shape, a.dtype) for a in arrays]
         ctx._outputs = [(t.array.shape, t.array.dtype) for t in tensors]
-        ctx.seq = _next_seq()
+        ctx.seq = next_seq()
         for i, tensor in enumerate(tensors):
             tensor.node = Output(ctx, i)
         if ctx._saved:
@@ -388,7 +393,10 @@ def _share_storage(tensor, source):
     tensor._view = (base, version[1])
 
 
-def add_hook(tensor, hook):
+LAST = "last"  # key of the hook that sees what all others have made of a gradient: that of retain_grad
+
+
+def add_hook(tensor, hook, key=None):
     """Call `hook(gradient)` when the gradient of `tensor` is complete; what it returns (unless None) replaces it.
     Returns a function that removes the hook."""
     node = tensor._current_node()
@@ -396,7 +404,9 @@ def add_hook(tensor, hook):
         raise RuntimeError("register_hook: the tensor does not require a gradient")
     if node.hooks is None:
         node.hooks = {}
-    key = _next_seq()
+    key = key or next_seq()
     table = node.hooks
     table[key] = hook
+    if LAST in table:
+        table[LAST] = table.pop(LAST)
     return lambda: table.pop(key, None)

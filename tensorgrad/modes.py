@@ -1,20 +1,51 @@
 """Switches for recording, per thread, as context managers and decorators."""
 
 from contextlib import ContextDecorator
+from functools import wraps
+from inspect import isgeneratorfunction
 
 from .engine import modes
 
 
 class _Switch(ContextDecorator):
-    """Sets the thread's recording mode inside `with` (or a decorated function), nested to any depth."""
+    """Sets the thread's recording mode inside `with` (or a decorated function: `@no_grad()` or `@no_grad`), nested to
+    any depth. In a decorated generator it holds while the generator's own code runs, not between its values."""
 
     grad = inference = None
+
+    def __new__(cls, function=None, **options):
+        switch = super().__new__(cls)
+        return cls()(function) if callable(function) else switch
 
     def __init__(self):
         self._before = []
 
     def _recreate_cm(self):
         return self.__class__()  # a decorated function may run in several threads at once
+
+    def __call__(self, function):
+        if not isgeneratorfunction(function):
+            return super().__call__(function)
+
+        @wraps(function)
+        def run(*args, **kwargs):
+            generator = function(*args, **kwargs)
+            resume, value = generator.send, None
+            while True:
+                try:
+                    with self._recreate_cm():
+                        value = resume(value)
+                except StopIteration as end:
+                    return end.value
+                try:
+                    resume, value = generator.send, (yield value)
+                except GeneratorExit:
+                    generator.close()
+                    raise
+                except BaseException as error:  # thrown in by the caller: the generator's business
+                    resume, value = generator.throw, error
+
+        return run
 
     def __enter__(self):
         self._before.append((modes.grad, modes.inference))
@@ -40,9 +71,15 @@ class enable_grad(_Switch):
 
 
 class inference_mode(_Switch):
-    """no_grad whose results may never enter a graph later: an error instead of a silent surprise."""
+    """no_grad whose results may never enter a graph later: an error instead of a silent surprise. With mode=False
+    recording is on inside, whatever holds outside."""
 
-    grad, inference = False, True
+    def __init__(self, mode=True):
+        super().__init__()
+        self.grad, self.inference = not mode, mode
+
+    def _recreate_cm(self):
+        return inference_mode(self.inference)
 
 
 class set_grad_enabled(_Switch):

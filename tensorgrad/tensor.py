@@ -7,7 +7,7 @@ import numpy as np
 from . import dtypes, engine
 from .device import cpu
 from .device import device as as_device
-from .engine import Leaf, TensorBase, add_hook, modes, wrap
+from .engine import LAST, Leaf, TensorBase, add_hook, modes, wrap
 from .errors import OpTypeError
 from .ops.arithmetic import ArithmeticMethods
 from .ops.comparison import ComparisonMethods
@@ -62,7 +62,8 @@ class Tensor(
     dtype = property(lambda self: self.array.dtype, doc="A NumPy dtype, e.g. tg.float32.")
     grad_fn = property(lambda self: None if self.is_leaf else self._current_node(), doc="Graph node, None for leaves.")
     is_leaf = property(
-        lambda self: self.node is None or self.node.__class__ is Leaf, doc="Made by the user, not by an op?"
+        lambda self: (node := self._current_node()) is None or node.__class__ is Leaf,
+        doc="Made by the user, not by an op?",
     )
     is_cuda = property(lambda self: self.device.type == "cuda")
     itemsize = property(lambda self: self.array.dtype.itemsize, doc="Bytes per element.")
@@ -118,11 +119,12 @@ class Tensor(
                 raise RuntimeError("requires_grad of a non-leaf tensor cannot be unset; use detach()")
             return
         if not value:
-            self.node = None
+            self._frozen, self.node = self.node, None
         elif self.node is None:
             if not dtypes.is_floating(self.array.dtype):
                 raise OpTypeError(f"only floating-point tensors can require a gradient, not {self.array.dtype}")
-            self.node = Leaf(self)
+            self._view = None  # from here on a beginning, whatever is written into the base
+            self.node = self._frozen or Leaf(self)
 
     def requires_grad_(self, requires_grad=True):
         """Set requires_grad and return self."""
@@ -154,7 +156,7 @@ class Tensor(
 
     @data.setter
     def data(self, value):
-        self.array, self.device = value.array, value.device
+        self.array, self.device = value.array.view(), value.device  # no two tensors hold one array object
         self._grad_buffer = None
 
     def register_hook(self, hook):
@@ -164,7 +166,7 @@ class Tensor(
 
     def retain_grad(self):
         """Keep .grad of this non-leaf tensor in backward()."""
-        if self.node is None:
+        if not self.requires_grad:
             raise RuntimeError("retain_grad: the tensor does not require a gradient")
         if self.is_leaf or self.retains_grad:
             return
@@ -179,9 +181,10 @@ class Tensor(
                 copy = gradient if modes.grad else wrap(gradient.array.copy(), gradient.device)
                 tensor.grad = copy if tensor.grad is None else tensor.grad + copy
 
-        add_hook(self, keep)
+        add_hook(self, keep, LAST)
 
     retains_grad = False
+    _frozen = None  # the Leaf that graphs from before requires_grad was unset know
 
     # ---- Python numbers, NumPy, DLPack
     def item(self):
@@ -195,7 +198,7 @@ class Tensor(
 
     def numpy(self):
         """A NumPy array, sharing memory on the CPU. Fails where a gradient is recorded: detach() first."""
-        if self.node is not None:
+        if self.requires_grad:
             raise RuntimeError("numpy: this tensor requires a gradient; call .detach().numpy()")
         return self.device.to_numpy(self.array)
 
@@ -206,7 +209,7 @@ class Tensor(
         return array.copy() if copy else array
 
     def __dlpack__(self, **options):
-        if self.node is not None:
+        if self.requires_grad:
             raise BufferError("__dlpack__: this tensor requires a gradient; call .detach() first")
         return self.array.__dlpack__(**options)
 
@@ -289,10 +292,16 @@ def _size(size):
 
 
 class RemovableHandle:
-    """What register_hook returns; remove() takes the hook away."""
+    """What register_hook returns; remove(), or the end of a `with`, takes the hook away."""
 
     def __init__(self, remove):
         self.remove = remove
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.remove()
 
 
 def to_array(data, dtype=None):

@@ -31,7 +31,7 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
                     changed = hook(gradient)
                     owned = False  # a hook may keep what it sees
                     if changed is not None:
-                        gradient = changed
+                        gradient = _checked(node, gradient, changed)
             if targets is not None and node in targets:
                 captured[node] = gradient
                 if stop:
@@ -57,6 +57,16 @@ def run_backward(roots, retain_graph, create_graph, targets=None, stop=False):
     finally:
         modes.grad, modes.direct = before
     return captured
+
+
+def _checked(node, before, after):
+    """What a hook made of a gradient, which must fit where the gradient did."""
+    if after.array.shape != before.array.shape or after.array.dtype != before.array.dtype:
+        raise RuntimeError(
+            f"register_hook: a hook on `{node.name}` was given a gradient of shape {before.shape} and dtype "
+            f"{before.dtype} and returned one of shape {after.shape} and dtype {after.dtype}"
+        )
+    return after
 
 
 def _add(pending, heap, node, gradient, fresh, create_graph):

@@ -63,7 +63,7 @@ def _sequence(value):
 
 
 def _node(tensor, name):
-    if tensor.node is None:
+    if not tensor.requires_grad:
         raise RuntimeError(
             f"{name}: an input of shape {tensor.shape} does not require a gradient; set "
             "requires_grad=True before using it"
@@ -78,7 +78,7 @@ def _roots(tensors, gradients):
         raise RuntimeError(f"backward: {len(gradients)} gradients given for {len(tensors)} tensors")
     roots = []
     for tensor, gradient in zip(tensors, gradients, strict=True):
-        if tensor.node is None:
+        if not tensor.requires_grad:
             raise RuntimeError(
                 "backward: the tensor does not require a gradient and nothing recorded leads to it; "
                 "was it made under no_grad, detached, or from inputs without requires_grad?"

@@ -9,7 +9,7 @@ class Parameter(Tensor):
 
     def __init__(self, data, requires_grad=True):
         data = data if isinstance(data, Tensor) else Tensor(data)
-        self.array, self.device, self._version = data.array, data.device, data.version()
+        self.array, self.device, self._version = data.array.view(), data.device, data.version()
         self.requires_grad_(requires_grad)
 
 

@@ -321,7 +321,7 @@ class ArithmeticMethods:
                 raise OpTypeError("masked_fill: value must be a number or a 0-d tensor; use where() for more")
             value = cast(value, self.array.dtype)
         else:
-            if self.array.dtype.kind in "iub" and isinstance(value, float) and value != int(value):
+            if self.array.dtype.kind in "iub" and isinstance(value, float) and not value.is_integer():
                 raise OpTypeError(f"masked_fill: {value} does not fit dtype {self.array.dtype}")
             value = scalar(value, self, self.array.dtype)
         return apply(Where, mask, value, self)

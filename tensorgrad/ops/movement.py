@@ -5,6 +5,7 @@ import operator
 
 import numpy as np
 
+from .. import dtypes
 from ..engine import Op, apply, wrap
 from ..errors import OpError, OpIndexError, OpTypeError
 from .common import dim_index, dim_tuple, is_tensor, sizes
@@ -107,9 +108,10 @@ class MovementMethods:
         )
 
     def view(self, *shape):
-        """reshape that never copies: an error where the memory layout does not allow it."""
-        if len(shape) == 1 and not isinstance(shape[0], tuple | list | int):
-            return self.to(shape[0])
+        """reshape that never copies: an error where the memory layout does not allow it. view(dtype): the same bits
+        read as another dtype, without gradient."""
+        if len(shape) == 1 and not isinstance(shape[0], tuple | list | int | np.integer) and not is_tensor(shape[0]):
+            return self._bits_as(dtypes.as_dtype(shape[0]))
         result = self.reshape(*shape)
         if self.array.size and not self.device.xp.may_share_memory(result.array, self.array):
             raise OpError(
@@ -117,6 +119,14 @@ class MovementMethods:
                 f"{sizes(shape)}; use reshape() or contiguous()"
             )
         return result
+
+    def _bits_as(self, dtype):
+        try:
+            out = wrap(self.array.view(dtype), self.device)
+        except ValueError as error:
+            raise OpError(f"view: {self.array.shape} of {self.array.dtype} has no view as {dtype}: {error}") from None
+        out._version = self.version()
+        return out
 
     def view_as(self, other):
         return self.view(other.array.shape)

@@ -1,6 +1,7 @@
 """Reductions and scans: sum, mean, var, max, norm, cumsum ... over one, several or all dimensions."""
 
 import math
+from functools import wraps
 
 import numpy as np
 
@@ -12,14 +13,21 @@ from .common import cast, dim_index, dim_tuple, is_tensor, scalar, to_float, to_
 from .results import MinMax, result_pair
 
 
+def accumulator(dtype):
+    """The dtype in which to add and multiply many numbers of `dtype`: float16 would stop growing at 2048 ones."""
+    return np.dtype("float32") if is_half(dtype) else dtype
+
+
 class Sum(Op):
-    def forward(ctx, x, dims, keepdim):
-        ctx.shape, ctx.dims = x.shape, dims
-        if is_half(x.dtype):
-            return x.sum(axis=dims, keepdims=keepdim, dtype=np.float32).astype(x.dtype)
-        return x.sum(axis=dims, keepdims=keepdim, dtype=x.dtype)
+    """The sum over `dims`, divided by `divisor` where given, before it is rounded to 16 bits (which it may exceed)."""
+
+    def forward(ctx, x, dims, keepdim, divisor=None):
+        ctx.shape, ctx.dims, ctx.divisor = x.shape, dims, divisor
+        total = x.sum(axis=dims, keepdims=keepdim, dtype=accumulator(x.dtype))
+        return (total if divisor is None else total / divisor).astype(x.dtype, copy=False)
 
     def backward(ctx, g):
+        g = g if ctx.divisor is None else g / ctx.divisor
         return _restore(g, ctx.shape, ctx.dims).broadcast_to(ctx.shape)
 
 
@@ -64,7 +72,7 @@ class Prod(Op):
     def forward(ctx, x, dim, keepdim):
         ctx.dim, ctx.keepdim = dim, keepdim
         ctx.save(x)
-        return x.prod(axis=dim, keepdims=keepdim, dtype=x.dtype)
+        return x.prod(axis=dim, keepdims=keepdim, dtype=accumulator(x.dtype)).astype(x.dtype, copy=False)
 
     def backward(ctx, g):
         (x,) = ctx.saved
@@ -84,7 +92,7 @@ class Prod(Op):
 class Cumsum(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        return x.cumsum(axis=dim, dtype=x.dtype) if x.ndim else x.copy()
+        return x.cumsum(axis=dim, dtype=accumulator(x.dtype)).astype(x.dtype, copy=False) if x.ndim else x.copy()
 
     def backward(ctx, g):
         return g.flip(ctx.dim).cumsum(ctx.dim).flip(ctx.dim) if g.array.ndim else g
@@ -93,7 +101,7 @@ class Cumsum(Op):
 class Cumprod(Op):
     def forward(ctx, x, dim):
         ctx.dim = dim
-        y = x.cumprod(axis=dim, dtype=x.dtype) if x.ndim else x.copy()
+        y = x.cumprod(axis=dim, dtype=accumulator(x.dtype)).astype(x.dtype, copy=False) if x.ndim else x.copy()
         ctx.save(x, y)
         return y
 
@@ -118,6 +126,28 @@ def moments(x, dim, correction):
     return dims, n, n - correction
 
 
+def _power_of_size(x, p):
+    """|x|^p, whose gradient at 0 counts as 0 also for p below 1."""
+    size = x.abs()
+    if not 0 < p < 1:
+        return size**p
+    zero = size == 0
+    return (size.masked_fill(zero, 1.0) ** p).masked_fill(zero, 0.0)
+
+
+def in_single(method):
+    """A method that computes 16 bits in 32: squares and their sums would overflow."""
+
+    @wraps(method)
+    def run(self, *args, **options):
+        dtype = self.array.dtype
+        if not is_half(dtype) or options.get("dtype") is not None:
+            return method(self, *args, **options)
+        return cast(method(cast(self, dtypes.float32), *args, **options), dtype)
+
+    return run
+
+
 class ReductionMethods:
     """PyTorch's reducing methods. `dim` is None (all), a dimension or a tuple; negative ones count from the back."""
 
@@ -137,8 +167,9 @@ class ReductionMethods:
             raise OpTypeError(f"mean: needs a floating dtype, got {x.array.dtype}; use .float().mean()")
         dims = dim_tuple(dim, x.array.ndim)
         n = math.prod(x.array.shape[d] for d in dims)
-        return apply(Sum, x, dims=dims, keepdim=keepdim) * (1 / n if n else math.nan)
+        return apply(Sum, x, dims=dims, keepdim=keepdim, divisor=n or math.nan)
 
+    @in_single
     def var(self, dim=None, unbiased=None, keepdim=False, *, correction=None):
         """Variance over `dim`, divided by n - correction (1 unless given: Bessel's)."""
         if isinstance(dim, bool):
@@ -154,9 +185,12 @@ class ReductionMethods:
             total * (1 / divisor) if divisor > 0 else total * (math.nan if n <= correction == n or not n else math.inf)
         )
 
+    @in_single
     def std(self, dim=None, unbiased=None, keepdim=False, *, correction=None):
-        """Square root of the variance."""
-        return self.var(dim, unbiased, keepdim, correction=correction).sqrt()
+        """Square root of the variance. The gradient at 0 is 0."""
+        variance = self.var(dim, unbiased, keepdim, correction=correction)
+        zero = variance == 0
+        return variance.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0)
 
     def prod(self, dim=None, keepdim=False, *, dtype=None):
         """Product over one dimension or all; integers multiply as int64."""
@@ -240,6 +274,7 @@ class ReductionMethods:
         result = total.log() + top
         return result if keepdim or not dims else result.squeeze(dims)
 
+    @in_single
     def norm(self, p="fro", dim=None, keepdim=False, *, dtype=None):
         """Vector norm over `dim`: (sum |x|^p)^(1/p); p = 2 ("fro") unless given, inf, -inf, 0 or any number.
         The gradient at 0 is 0."""
@@ -256,7 +291,7 @@ class ReductionMethods:
             return x.sign().square().sum(dims, keepdim)
         if p == 1:
             return x.abs().sum(dims, keepdim)
-        total = (x * x if p == 2 else x.abs() ** p).sum(dims, keepdim)
+        total = (x * x if p == 2 else _power_of_size(x, p)).sum(dims, keepdim)
         zero = total == 0
         if not zero.array.any():
             return total ** (1 / p)

@@ -131,6 +131,22 @@ class Optimizer:
 
     # ---- state ----
 
+    def __getstate__(self):
+        """For copy.deepcopy and pickle: flat storage stays behind, because views of it would not survive as views."""
+        own = {name: value for name, value in self.__dict__.items() if name != "_flat"}
+        return {**own, "_state": self.state_dict()["state"]}
+
+    def __setstate__(self, own):
+        state = own.pop("_state")
+        self.__dict__.update(own)
+        self._flat = [FlatGroup() for _ in self.param_groups]
+        counted, groups = 0, []
+        for group in self.param_groups:
+            numbers = list(range(counted, counted + len(group["params"])))
+            groups.append({**group, "params": numbers})
+            counted += len(numbers)
+        self.load_state_dict({"state": state, "param_groups": groups})
+
     @property
     def state(self):
         """parameter -> {"step": number of updates, state name: Tensor} for all parameters updated so far. The Tensors
