@@ -61,7 +61,8 @@ async def _user_error(request, error):
 
 
 async def _http_error(request, error):
-    texts = {404: f"there is no {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
+    path = request.url.path[:200]
+    texts = {404: f"there is no {path}", 405: f"{path} does not take {request.method}"}
     codes = {404: "unknown_url", 405: "method_not_allowed"}
     return respond(ServingError(error.status_code, texts.get(error.status_code, str(error.detail)),
                                 codes.get(error.status_code), headers=error.headers))

@@ -2,6 +2,7 @@
 import asyncio
 import json
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from .errors import ServingError
@@ -23,6 +24,8 @@ async def read_json(request, limit):
                     raise ServingError(413, f"the body has more than {limit} bytes", "request_too_large")
     except TimeoutError:
         raise ServingError(408, "the body did not arrive in time", "timeout") from None
+    except ClientDisconnect:  # nobody hears it, but the count of answers does
+        raise ServingError(400, "the body broke off", "incomplete_body") from None
     try:
         content = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
         json.dumps(content, ensure_ascii=False).encode()  # halves of surrogate pairs are not text
