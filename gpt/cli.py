@@ -5,6 +5,7 @@
 Files are read from left to right and flags win over files. Everything is one flat dataclass, so every field is a flag.
 `--help` is drawn by tyro from the dataclass, its types and the docstrings under its fields.
 """
+import errno
 import os
 import sys
 import warnings
@@ -89,6 +90,8 @@ def run_cli(main, argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 130
     except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return _complain(f"{str(error.filename)[:100]}...: {error.strerror}")
         if error.errno not in FULL_DISK:
             raise
         return _complain(f"{error.filename or 'writing a file'}: {error.strerror}; free some space and run again")

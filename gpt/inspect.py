@@ -25,7 +25,8 @@ from tensorgrad.nn import functional as F
 from .errors import UserError
 from .inference.processors import largest
 from .inference.prompts import as_ids
-from .model.sampling import check_sampling, filter_logits
+from .model.sampling import GREEDY_BELOW, check_sampling, filter_logits
+from .text.corpora import decode_text
 from .training.checkpoints import load_run
 
 _LOGITS_AT_ONCE = 2**24  # 64 MB: all positions of a long text times a large vocabulary would be gigabytes
@@ -167,7 +168,7 @@ def next_tokens(model, ids, temperature=1.0, top_k=None, top_p=None, min_p=None,
     idx = tg.tensor([ids], device=next(model.parameters()).device)             # (1, T)
     logits = model.lm_head(model.hidden(idx)[:, -1]).cpu()                     # (1, V)
     p = F.softmax(logits, dim=-1)[0]                                           # (V,)
-    if temperature == 0:
+    if temperature < GREEDY_BELOW:
         warmed = p
         stages = {"greedy": tg.where(tg.arange(vocab_size) == p.argmax(), 0.0, -math.inf).unsqueeze(0)}
     else:
@@ -193,8 +194,9 @@ def next_tokens(model, ids, temperature=1.0, top_k=None, top_p=None, min_p=None,
 
 
 def show_token(tokenizer, token):
-    """A token id as text for people: line ends and blanks made visible; ids without text by their number."""
-    piece = tokenizer.decode([token]) if token < tokenizer.vocab_size else ""
+    """A token id as text for people: line ends and blanks made visible, with the blank that it begins with within a
+    text; bytes that are no whole character as \\xe2; ids without text by their number."""
+    piece = tokenizer.pieces[token].decode(errors="backslashreplace") if token < tokenizer.vocab_size else ""
     return piece.replace("\n", "\\n").replace("\t", "\\t").replace(" ", "\u2423") or f"[{token}]"
 
 
@@ -361,7 +363,7 @@ def inspect(config, say=print, load=load_run):
     if not config.text and not config.text_file:
         raise UserError("give what the model shall read, as --text or --text_file")
     model, tokenizer, *_ = load(config.init_from, config.device)
-    text = config.text or Path(config.text_file).read_text(encoding="utf-8", errors="replace")
+    text = config.text or decode_text(Path(config.text_file).read_bytes(), config.text_file)
     seen = inspect_text(model, tokenizer, as_ids(tokenizer, text), config.top)
     if config.json:
         say(json.dumps({"ids": seen.ids, "pieces": seen.pieces, "losses": seen.losses.tolist(), "ranks": seen.ranks,

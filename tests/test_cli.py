@@ -149,6 +149,8 @@ def test_wrong_data(fields, tmp_path, capsys):
     assert "nowhere.txt" in train(data=tmp_path / "nowhere.txt")
     assert "empty.txt" in train(data=tmp_path / "empty.txt")
     assert "binary.txt" in train(data=tmp_path / "binary.txt")
+    assert "File name too long" in train(data="x" * 5000)
+    assert "no file or folder '~nobody-here/text'" in train(data="~nobody-here/text")
     message = train(data=tmp_path / "short.txt")
     assert "shorter than a block" in message and "--block_size" in message
     assert "no tokenizer 'chr'; did you mean char?" in train(tokenizer="chr")

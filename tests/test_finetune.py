@@ -10,6 +10,7 @@ from tiny_run import flags, tiny_config, tiny_trainer
 
 import tensorgrad as tg
 from gpt.cli import finetune as finetune_program
+from gpt.errors import UserError
 from gpt.interop import export_hf, load_with_tokenizer
 from gpt.model.lora import LoRAConfig, inject
 from gpt.model.lora_layers import LoRALinear
@@ -142,6 +143,14 @@ def test_errors_name_file_and_line(base, tmp_path, capfd, line, words):
     assert finetune_program(["--init_from", str(base), "--data", str(tmp_path / "bad.jsonl")]) == 2
     said = capfd.readouterr().err
     assert words in said and "bad.jsonl, line 3" in said and said.count("\n") == 1
+
+
+def test_something_is_left_to_train_on(tmp_path):
+    path = lines(tmp_path / "x.jsonl", [{"text": "the lazy dog"}] * 3)
+    assert [len(split) for split in (load_examples(path, TOKENIZER, 48, 0.99).train,
+                                     load_examples(path, TOKENIZER, 48, 1e-9).val)] == [1, 1]
+    with pytest.raises(UserError, match="has 1 usable examples; at least 2"):
+        load_examples(lines(tmp_path / "x.jsonl", [{"text": "the lazy dog"}]), TOKENIZER, 48)
 
 
 def test_help_shows_the_defaults_of_fine_tuning(capsys):

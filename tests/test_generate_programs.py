@@ -47,7 +47,7 @@ def test_sample(run_folder, capsys, tmp_path, monkeypatch):
     assert (code, err, len(texts)) == (0, "", 3) and all(text.startswith("1 and 2") for text in texts)
     for n, text in enumerate(texts):  # text n of seed 4 is the text of seed 4 + n
         assert call(capsys, cli.sample, *one, f"--seed={4 + n}", "--prompt=1 and 2")[1] == text + "\n"
-    (tmp_path / "prompt.txt").write_text("1 and 2")
+    (tmp_path / "prompt.txt").write_text("\ufeff1 and 2", encoding="utf-8")
     assert call(capsys, cli.sample, *one, "--prompt_file", tmp_path / "prompt.txt")[1] == texts[0] + "\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("1 and 2"))
     assert call(capsys, cli.sample, *one, "--prompt_file=-")[1] == texts[0] + "\n"
@@ -60,6 +60,9 @@ def test_sample(run_folder, capsys, tmp_path, monkeypatch):
     greedy = json.loads(call(capsys, cli.sample, *one, "--prompt=1", "--temperature=0", "--json")[1])
     assert json.loads(beam)["score"] * 12 >= sum(greedy["logprobs"]) - 1e-4
     assert call(capsys, cli.sample, *one, "--prompt=1", "--num_samples=0")[:2] == (0, "")
+    assert call(capsys, cli.sample, *one, "--prompt=1", "--max_new_tokens=0", "--num_samples=2")[1] == "1\n---\n1\n"
+    cold = [call(capsys, cli.sample, *one, "--prompt=1", f"--temperature={t}")[1] for t in (0, 1e-9, 1e-300)]
+    assert cold[0] == cold[1] == cold[2]
     stopped = call(capsys, cli.sample, *one, "--prompt=1 and 2", f"--stop={texts[0][9:11]}".replace("\n", "\\n"))[1]
     assert stopped == texts[0][:texts[0].index(texts[0][9:11], 7)] + "\n"
 
@@ -78,6 +81,9 @@ def test_sample_is_what_the_trainer_shows(run_folder, capsys):
     (cli.sample, ["--min_p=2"], "min_p in [0, 1]"), (cli.sample, ["--num_beams=0"], "num_beams = 0"),
     (cli.sample, ["--num_beams=2", "--num_samples=3"], "more than num_beams"),
     (cli.sample, ["--repetition_penalty=0"], "repetition_penalty must be above 0"),
+    (cli.sample, ["--presence_penalty=nan"], "must be finite"), (cli.sample, ["--frequency_penalty=inf"], "be finite"),
+    (cli.sample, ["--num_beams=2", "--length_penalty=1000"], "length_penalty must be"),
+    (cli.sample, ["--num_beams=2", "--length_penalty=nan"], "length_penalty must be"),
     (cli.sample, ["--device=tpu"], "tpu"), (cli.chat, ["hello"], "unexpected argument 'hello'"),
     (cli.chat, ["--max_new_tokens=0"], "max_new_tokens = 0"), (cli.chat, ["--top_p=0"], "top_p in"),
     (cli.chat, ["--init_from=nowhere"], "nowhere"), (cli.inspect, [], "--text or --text_file"),
@@ -127,6 +133,7 @@ def test_chat(run_folder):
     assert len(first) == 2 and all(answer.endswith("\n") for answer in first)
     again = talk(run_folder, "1 and 2", "/reset", "1 and 2", "make 3", "/quit", "unseen")
     assert again[:5] == [first[0], "forgotten\n", *first, ""] and first[0] != first[1]
+    assert talk(run_folder, "/temp 1e-300", "1 and 2")[1] == talk(run_folder, "/temp 0", "1 and 2")[1]
     cold = talk(run_folder, "/temp 0", "1 and 2", "/temp x", "/nothing", "/help", "", "/adapter pirate", "ж")
     assert cold[0] == "temperature 0\n" and "/temp needs a number, not 'x'" in cold[2]
     assert "there is no /nothing" in cold[3] and "/reset" in cold[4] and cold[5] == ""

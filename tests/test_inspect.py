@@ -22,6 +22,7 @@ from gpt.inspect import (
     write_pngs,
 )
 from gpt.text import CharTokenizer
+from gpt.text.tokenizers import SentencePieceTokenizer
 
 LETTERS = CharTokenizer("\n abcdefghi")  # 11 ids
 
@@ -103,7 +104,15 @@ def test_inspect_text():
     for wrong in ("", "abcdefghi"):
         with pytest.raises(UserError, match="give 1 to 8"):
             inspect_text(model, LETTERS, wrong)
-    assert show_token(LETTERS, 11) == "[11]"
+
+
+def test_show_token():
+    """As within a text, whatever a tokenizer drops at its beginning; control characters and bytes are spelled."""
+    pieces = SentencePieceTokenizer({"\u2581": 256, "a": 257, "\u2581a": 258}, {256: -3, 257: -2, 258: -1}, range(256),
+                                    {"<s>": 260})
+    assert [show_token(pieces, i) for i in (258, 257, 0xE2, 10, 9, 260, 259, 300)] == [
+        "\u2423a", "a", "\\xe2", "\\n", "\\t", "<s>", "[259]", "[300]"]
+    assert show_token(LETTERS, 11) == "[11]" and show_token(LETTERS, 0) == "\\n"
 
 
 @pytest.mark.parametrize("name", ["modern", "post_norm"])

@@ -28,6 +28,8 @@ def beam_search(model, prompt, settings, num_beams, length_penalty=1.0, early_st
     if settings.stop or settings.presence_penalty or settings.frequency_penalty or settings.logprobs is not None:
         raise UserError("beam search knows stop_ids, repetition_penalty and logit_bias; stop texts, presence and "
                         "frequency penalties and logprobs need num_beams = 1")
+    if not -50 <= length_penalty <= 50:  # lengths to such a power are numbers still
+        raise UserError(f"length_penalty must be between -50 and 50, not {length_penalty}")
     check_bias(settings, model.config.vocab_size)
     limit, stop_ids = settings.max_new_tokens, set(settings.stop_ids)
     prompt = list(prompt)

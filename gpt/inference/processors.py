@@ -3,6 +3,7 @@
 The order is that of transformers: repetition penalty, bias, then temperature, top-k, top-p, min-p. Presence and
 frequency penalties are OpenAI's: they count what was written, not what was asked.
 """
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import tensorgrad as tg
 from tensorgrad.nn import functional as F
 
 from ..errors import UserError
-from ..model.sampling import check_sampling, filter_logits
+from ..model.sampling import GREEDY_BELOW, check_sampling, filter_logits
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Sampling:
     top_k: int | None = None
     """Draw among this many likeliest tokens."""
     top_p: float | None = None
-    """Draw among the likeliest tokens that together reach this probability."""
+    """Draw among the likeliest tokens that together reach this probability. Alone it sorts the whole vocabulary for
+    each token, with top_k beside it only top_k tokens."""
     min_p: float | None = None
     """Draw among tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float = 1.0
@@ -49,8 +51,11 @@ class Sampling:
         check_sampling(self.temperature, self.top_k, self.top_p, self.min_p)
         if self.max_new_tokens < 0:
             raise UserError(f"max_new_tokens must be at least 0, not {self.max_new_tokens}")
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"repetition_penalty must be above 0 and finite, not {self.repetition_penalty}")
+        numbers = (self.presence_penalty, self.frequency_penalty, *(self.logit_bias or {}).values())
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"penalties and biases must be finite numbers, not {', '.join(map(str, numbers))}")
         if self.logprobs is not None and self.logprobs < 0:
             raise UserError(f"logprobs must be at least 0, not {self.logprobs}")
         if isinstance(self.stop, str) or not all(self.stop):
@@ -87,7 +92,7 @@ class Sampler:
         """The next token for logits (V,) on the CPU."""
         settings = self.settings
         processed = penalize(logits, settings, self.seen, self.written) if settings.penalizes else logits
-        if settings.temperature == 0:
+        if settings.temperature < GREEDY_BELOW:
             token = processed.argmax().item()
         else:
             ids, among = shortlist(processed, settings.top_k)

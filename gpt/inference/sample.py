@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..model.storage import check_storage
+from ..text.corpora import decode_text
 from ..training.checkpoints import load_run
 from .decoder import Decoder, Writing
 from .generate import follow, generate
@@ -132,7 +133,7 @@ def show(writings, pieces, prompt, write):
                 shown = len(writing.text)
             if writing.finish_reason:
                 break
-            next(iterator)
+            next(iterator, None)  # nothing comes of a text that was to have no token
         write("\n")
 
 
@@ -153,10 +154,7 @@ def read_prompt(config):
         return config.prompt
     if config.prompt_file == "-":
         return sys.stdin.read()
-    try:
-        return Path(config.prompt_file).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{config.prompt_file}: not UTF-8 text; save it as UTF-8") from None
+    return decode_text(Path(config.prompt_file).read_bytes(), config.prompt_file)
 
 
 def _to_terminal(text):

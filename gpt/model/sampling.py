@@ -9,6 +9,8 @@ from tensorgrad.nn import functional as F
 
 from ..errors import UserError
 
+GREEDY_BELOW = 1e-4  # a temperature as low as this draws the likeliest token, and logits divided by less may overflow
+
 
 def check_sampling(temperature=1.0, top_k=None, top_p=None, min_p=None):
     """Raise UserError for values that mean nothing."""
@@ -54,10 +56,10 @@ def _sorted(logits, among=None):
 
 
 def next_token(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, generator=None):
-    """Draw a token per row of logits (B, V): (B, 1) int64; the likeliest where `temperature` is 0. `generator`: a
-    tg.Generator, the default one of the device unless given."""
+    """Draw a token per row of logits (B, V): (B, 1) int64; the likeliest where `temperature` is 0, or next to it.
+    `generator`: a tg.Generator, the default one of the device unless given."""
     check_sampling(temperature, top_k, top_p, min_p)
-    if temperature == 0:
+    if temperature < GREEDY_BELOW:
         return logits.argmax(dim=-1, keepdim=True)
     kept = filter_logits(logits, temperature, top_k, top_p, min_p)
     return tg.multinomial(F.softmax(kept, dim=-1), 1, generator=generator)

@@ -28,7 +28,7 @@ from ..text.tokenizers.streaming import StreamDecoder
 from .errors import ServingError, wrong
 from .fields import Fields
 from .http import read_json
-from .requests import conversation, encode, find_adapter, temperature
+from .requests import conversation, encode, find_adapter
 from .watch import run_since, watched
 
 PAGE = Path(__file__).parent / "page" / "index.html"
@@ -176,7 +176,7 @@ def losses(fields, model, tokenizer):
 def alternatives(fields, model, tokenizer):
     """What the model would say after the text, and what the settings of a draw make of it."""
     ids, _ = read_tokens(fields, model, tokenizer, 4 * model.config.block_size)
-    settings = {"temperature": temperature(fields),
+    settings = {"temperature": float(fields.number("temperature", 1.0, 0, 100)),
                 "top_k": fields.integer("top_k", 0, 0) or None,
                 "top_p": float(fields.number("top_p", 1.0, 0, 1)) or 1e-9,  # as /v1 does
                 "min_p": float(fields.number("min_p", 0.0, 0, 1)), "top": fields.integer("top", 12, 1, 100),

@@ -13,7 +13,6 @@ from .errors import ServingError, wrong
 from .fields import Fields, kind
 
 MOST_LOGPROBS = 20
-_GREEDY_BELOW = 1e-4  # a temperature as low as this draws nothing but the likeliest token, and would overflow
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -216,7 +215,7 @@ def _sampling(fields, engine, stops=(), **known):
     top_p = fields.number("top_p", 1.0, 0, 1)
     seed = fields.integer("seed", None, -2**63, 2**63 - 1)
     return Sampling(
-        temperature=temperature(fields),
+        temperature=float(fields.number("temperature", 1.0, 0, 100)),
         top_p=max(float(top_p), 1e-9),  # OpenAI takes 0 for the likeliest token alone
         top_k=fields.integer("top_k", 0, 0, 2**31) or None, min_p=float(fields.number("min_p", 0.0, 0, 1)),
         repetition_penalty=float(fields.number("repetition_penalty", 1.0, 0.01, 100)),
@@ -224,12 +223,6 @@ def _sampling(fields, engine, stops=(), **known):
         frequency_penalty=float(fields.number("frequency_penalty", 0.0, -2, 2)),
         logit_bias=_bias(fields.any("logit_bias"), engine.model.config.vocab_size), stop=(*stop, *stops),
         seed=secrets.randbits(62) if seed is None else seed, **known)
-
-
-def temperature(fields):
-    """The field of that name; 0 for what is next to it."""
-    value = float(fields.number("temperature", 1.0, 0, 100))
-    return value if value >= _GREEDY_BELOW else 0.0
 
 
 def _bias(value, vocab_size):

@@ -57,7 +57,7 @@ def load_text(data: str | Path = "pydocs") -> Corpus:
     """
     if str(data) in BUILT_IN:
         return BUILT_IN[str(data)]()
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if not str(data) or not os.path.exists(path):  # "" is no path to the folder we stand in
         near = difflib.get_close_matches(str(data), BUILT_IN, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

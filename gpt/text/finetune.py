@@ -9,6 +9,7 @@ Batches are rows of one example each, filled up at the right: what follows a tok
 learned is IGNORE_INDEX among the targets.
 """
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,11 +114,12 @@ def is_examples(data):
 
 
 def load_examples(path, tokenizer, block_size, val_fraction=0.1):
-    """The ExampleDataset of a JSONL file; the last `val_fraction` of its lines, at least one, are for validation.
+    """The ExampleDataset of a JSONL file; the last `val_fraction` of its lines, at least one and not all, are for
+    validation.
 
     Examples longer than block_size + 1 tokens lose their end; those in which nothing is left to learn are left out,
     and meta's description counts both. Raises UserError naming file and line for what is no example."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         text = decode_text(path.read_bytes(), str(path))
     except OSError as error:
@@ -134,8 +136,8 @@ def load_examples(path, tokenizer, block_size, val_fraction=0.1):
             examples.append(example)
         else:
             left_out += 1
-    held_out = max(1, round(len(examples) * val_fraction))
-    if len(examples) - held_out < 1:
+    held_out = max(1, min(round(len(examples) * val_fraction), len(examples) - 1))
+    if len(examples) < 2:
         reason = f"; {left_out} have nothing to learn within {block_size} tokens" if left_out else ""
         raise UserError(f"{path} has {len(examples)} usable examples; at least 2 are needed, one to train on and one "
                         f"for validation{reason}")

@@ -6,6 +6,7 @@
 """
 
 import json
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def prepare(
         name = re.sub(r"[^\w.-]+", "-", f"{corpus.name}-{tokenizer.name}")
         folder = cache_folder() / "datasets" / f"{name}-{zlib.crc32(json.dumps(made_from).encode()):08x}"
     else:
-        folder = Path(out_dir).expanduser()
+        folder = Path(os.path.expanduser(out_dir))
         if (folder / FILE_NAME).exists() and not (folder / META).exists():  # a run, say: its tokenizer must survive
             raise UserError(f"{folder} holds a {FILE_NAME} that belongs to something else; choose another --out_dir")
     try:
