@@ -1,6 +1,7 @@
 """CUDA graphs: a function's work on the GPU recorded once and launched as a whole, where launching costs the time."""
 
 import gc
+from contextlib import suppress
 
 from .engine import TensorBase, wrap
 from .errors import OpError
@@ -131,8 +132,12 @@ def _record(name, function, inputs):
             stream.begin_capture()
             try:
                 outputs = function(*fixed)
-            finally:
                 graph = stream.end_capture()
+            except BaseException:
+                with suppress(Exception):  # what came of it is no graph, which the reason is not to be hidden by
+                    stream.end_capture()
+                raise
+            finally:
                 if collects:
                     gc.enable()
     finally:

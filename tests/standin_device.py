@@ -21,6 +21,7 @@ def install(monkeypatch, count=1):
     """Let "cuda" (and "cuda:1" with count=2) be the stand-in for the rest of the test; returns the first device."""
     table = {i: CudaDevice(standin, i, count) for i in range(count)}
     monkeypatch.setattr(devices, "_cuda_devices", table)
+    monkeypatch.setenv("TENSORGRAD_CUDA_GRAPH", "0")  # standin_graphs.py records
     standin.syncs.clear()
     standin.cuda.Device(0).use()
     return table[0]

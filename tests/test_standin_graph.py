@@ -1,78 +1,40 @@
-"""tg.cuda.graphed_step on the stand-in, whose graphs compute the recorded function again from the numbers that the host
-had when it was recorded, as a GPU would; recording itself leaves no trace in memory."""
+"""tg.cuda.graphed_step on the stand-in: replayed steps are the eager ones, and what cannot be recorded is refused."""
 
 from __future__ import annotations
-
-import contextlib
 
 import numpy as np
 import pytest
 import standin
-from standin_device import gpu, kernels  # noqa: F401
+from standin_device import kernels  # noqa: F401
+from standin_graphs import Machine
 
 import tensorgrad as tg
 from gpt import GPT, GPTConfig
-from tensorgrad import cuda_graph, optim
+from tensorgrad import optim
 from tensorgrad.nn.utils import clip_grad_norm_
 
 
-class Machine:
-    """What a capture must leave alone, and what replays it."""
+def machine_for(monkeypatch, opt):
+    """A Machine that leaves the optimizer's memory alone and repeats the numbers of its steps."""
+    def buffers():
+        return [b for flat in opt._flat for b in flat.buffers]
 
-    def __init__(self, monkeypatch, opt):
-        self.opt, self.host_copies = opt, []
-        machine, record, self.replaying = self, cuda_graph._record, False
-
-        class Stream(standin._Stream):
-            def begin_capture(self):
-                machine.steps = [list(b.steps) for b in machine.buffers()]
-                machine.memory = [(a, a.copy()) for a in machine.arrays()]
-                machine.capturing = True
-
-            def end_capture(self):
-                machine.capturing = False
-                for array, before in machine.memory:
-                    array[...] = before
-                return machine
-
-        def asarray(a, *rest, original=standin.asarray, **options):
-            if machine.capturing and not isinstance(a, standin.ndarray):
-                machine.host_copies.append(a)
-            return original(a, *rest, **options)
-
-        def recorded(name, function, inputs):
-            def remembered(*fixed):
-                machine.again = lambda: function(*fixed)
-                return function(*fixed)
-
-            launch, machine.outputs, kept = record(name, remembered, inputs)
-            return launch, machine.outputs, kept
-
-        self.capturing = False
-        monkeypatch.setattr(standin, "asarray", asarray)
-        monkeypatch.setattr(cuda_graph, "_record", recorded)
-        for name, value in dict(Stream=Stream, MemoryPool=lambda: type("Pool", (), {"malloc": None}),
-                                using_allocator=lambda malloc: contextlib.nullcontext()).items():
-            monkeypatch.setattr(standin.cuda, name, value, raising=False)
-        monkeypatch.setenv("TENSORGRAD_CUBLASLT", "0")
-        monkeypatch.setattr(cuda_graph, "capturing", lambda change: None)
-
-    def buffers(self):
-        return [b for flat in self.opt._flat for b in flat.buffers]
-
-    def arrays(self):
-        for b in self.buffers():
+    def arrays():
+        for b in buffers():
             yield from (b.data, b.grad, *b.state.values(), b._left_out[1])
             if b._shadow is not None:
                 yield b._shadow
 
-    def launch(self):
-        host = [b.steps for b in self.buffers()]
-        for b, steps in zip(self.buffers(), self.steps, strict=True):
-            b.steps = list(steps)
-        self.outputs.array[...] = self.again().array
-        for b, steps in zip(self.buffers(), host, strict=True):
-            b.steps = steps
+    def keep():
+        kept = [(b, list(b.steps)) for b in buffers()]
+
+        def put_back():
+            for b, steps in kept:
+                b.steps = list(steps)
+
+        return put_back
+
+    return Machine(monkeypatch, arrays, keep)
 
 
 def make(dtype, **fields):
@@ -108,7 +70,7 @@ def test_replay_equals_eager(dtype, kernels, monkeypatch):  # noqa: F811
             opt.zero_grad()
         before = [p.detach().cpu().numpy().copy() for p in model.parameters()]
         if graph:
-            machine = Machine(monkeypatch, opt)
+            machine = machine_for(monkeypatch, opt)
             step = tg.cuda.graphed_step(gradients, opt, *batch(0))
             assert machine.host_copies == [], "copies from the host cannot be repeated"
             for p, kept in zip(model.parameters(), before, strict=True):
@@ -143,7 +105,7 @@ def test_replay_equals_eager(dtype, kernels, monkeypatch):  # noqa: F811
 
 def test_weights_changed_outside_are_noticed(kernels, monkeypatch):  # noqa: F811
     model, opt, gradients = make(None)
-    Machine(monkeypatch, opt)
+    machine_for(monkeypatch, opt)
     step = tg.cuda.graphed_step(gradients, opt, *batch(0))
     step(*batch(0))
     model.load_state_dict(model.state_dict())
@@ -151,9 +113,9 @@ def test_weights_changed_outside_are_noticed(kernels, monkeypatch):  # noqa: F81
         step(*batch(0))
 
 
-def test_what_cannot_be_recorded(gpu, monkeypatch):  # noqa: F811
+def test_what_cannot_be_recorded(kernels, monkeypatch):  # noqa: F811
     model, opt, gradients = make(None, dropout=0.1)
-    Machine(monkeypatch, opt)
+    machine_for(monkeypatch, opt)
     with pytest.raises(RuntimeError, match="random numbers are drawn"):
         tg.cuda.graphed_step(gradients, opt, *batch(0))
     assert opt.state_dict()["state"] == {}, "no step was made"

@@ -12,6 +12,8 @@ ring: the newest token overwrites the oldest, and every token attends to the blo
 attention, as in Jiang et al. 2023, Mistral 7B). Where positions are absolute (learned, sinusoidal) each step moves
 every token to another position, so the last block_size tokens are encoded anew, as a loop without a cache does it.
 """
+from functools import cached_property
+
 import tensorgrad as tg
 from tensorgrad import nn
 
@@ -33,7 +35,7 @@ class KVCache:
         self.layers = [LayerCache(*(tg.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2)))
                        for _ in range(config.n_layer)]
         self.lengths = [0] * rows
-        self.fused = {}  # what fused.py keeps here
+        self.fused, self.graphs = {}, None  # what fused.py and graphed.py keep here
 
     def copy_row(self, source, target):
         """Make row `target` a copy of row `source`."""
@@ -82,20 +84,22 @@ class Step:
     def __init__(self, cache, first, starts, counts, width):
         self.cache, self.first, self.rows, self.width = cache, first, len(starts), width
         self.starts, self.counts, self.layer = starts, counts, -1
-        device = cache.layers[0].keys.device
         self.together = len(set(starts)) == 1                                  # do all rows stand at the same place?
+        self.start = starts[0]                                                 # which is here
         self.padded = len(set(counts)) > 1
         self.last_position = max(starts) + width - 1
-        self.fresh = self.together and starts[0] == 0                          # new tokens see new tokens only
-        if self.together:
-            self.start = starts[0]
-            self.positions = tg.arange(self.start, self.start + width, device=device)                  # (T,)
-        else:
-            end = max(start + count for start, count in zip(starts, counts, strict=True)) - 1  # padding stays below
-            self.positions = tg.tensor([[min(start + t, end) for t in range(width)] for start in starts],
-                                       device=device)                          # (B, T)
-        self.seen = min(max(start + count for start, count in zip(starts, counts, strict=True)), cache.length)
+        self.fresh = self.together and self.start == 0                         # new tokens see new tokens only
+        self.end = max(start + count for start, count in zip(starts, counts, strict=True))
+        self.seen = min(self.end, cache.length)
         self.mask = None
+
+    @cached_property
+    def positions(self):
+        """(T,), or (B, T) where texts stand apart; there padding stays below the end of the longest."""
+        device, width = self.cache.layers[0].keys.device, self.width
+        if self.together:
+            return tg.arange(self.start, self.start + width, device=device)
+        return tg.tensor([[min(start + t, self.end - 1) for t in range(width)] for start in self.starts], device=device)
 
     def _begin(self):
         """What all layers share: the mask of what may be looked at, and where rows that stand apart are stored."""
@@ -109,11 +113,14 @@ class Step:
             row, position, t = (tg.tensor(part, device=device) for part in zip(*pairs, strict=True))
             self.places = (row + self.first).array, (position % cache.length).array, row.array, t.array
 
+    def rows_of(self, table):
+        """Rows of a table (positions, n) for the new tokens: (T, n), or (B, T, n) where texts stand apart."""
+        return table[self.start:self.start + self.width] if self.together else table[self.positions]
+
     def at_positions(self, table):
-        """Rows of a table (positions, n) for the new tokens: (T, n), or (B, 1, T, n) where texts stand apart."""
-        if self.together:
-            return table[self.start:self.start + self.width]
-        return table[self.positions].unsqueeze(1)
+        """The same for heads: (T, n), or (B, 1, T, n)."""
+        rows = self.rows_of(table)
+        return rows if self.together else rows.unsqueeze(1)
 
     def attended(self, k, v):
         """Store the new keys and values (B, nkv, T, hs) of the next layer; returns what its queries may look at, each

@@ -1,11 +1,13 @@
 """The model's decoding step in compiled kernels: the same computation as `GPT.decode`, from the same weights.
 
-Where it is not possible (post-norm, active LoRA adapters, hooks, a GPU, no Numba) `fused_step` gives None, and the
-modules compute. What it prepares is kept with the cache and made anew when layers, weights or adapters are exchanged.
+Where it is not possible (post-norm, active LoRA adapters, hooks, no Numba) `fused_step` gives None, and the modules
+compute. What it prepares is kept with the cache and made anew when layers, weights or adapters are exchanged. On a GPU
+it is a CUDA graph of the modules' own work, see graphed.py.
 """
 from tensorgrad import nn
 from tensorgrad.nn.decoding import BlockWeights, StackDecoder, Unsupported, observed
 
+from .graphed import graphed_step
 from .lora import LoRALinear
 
 _KEPT = 32  # numbers of rows for which a cache keeps what was prepared
@@ -14,7 +16,11 @@ _KEPT = 32  # numbers of rows for which a cache keeps what was prepared
 def fused_step(model, idx, step):
     """Logits (B, V) after one new token per row, idx (B, 1), or None."""
     cache, config = step.cache, model.config
-    if step.width != 1 or step.fresh or config.norm_position != "pre" or model.training or observed():
+    if step.width != 1 or step.fresh or model.training or observed():
+        return None
+    if idx.device.type == "cuda":
+        return graphed_step(model, idx, step)
+    if config.norm_position != "pre":
         return None
     key = step.first, step.rows
     watch, decoder = cache.fused.get(key, (None, None))

@@ -113,7 +113,7 @@ class GPT(nn.Module):
             x = x + transformer.wpe(places)                                    # (T, C) for all B alike, or (B, T, C)
         elif config.position == "sinusoidal":
             table = sinusoidal_table(config.block_size, config.n_embd, x.dtype, x.device)
-            x = x + (table[:T] if step is None else table[step.positions])     # (T, C) or (B, T, C)
+            x = x + (table[:T] if step is None else step.rows_of(table))       # (T, C) or (B, T, C)
         if tg.is_autocast_enabled(x.device.type):                              # the stream flows in 16 bits as well
             x = x.to(tg.get_autocast_dtype(x.device.type))
         return transformer.drop(x)
