@@ -22,6 +22,7 @@ from gpt.training.checkpoints import load_run, save_best, start_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
+ENDLESS = 1_000_000  # tokens: minutes, so that nothing ends by itself, however slowly a test goes
 LETTERS = "".join(sorted(set("abcdefghijklmnopqrstuvwxyz0123456789 .,\nUserAssistant:é😀")))
 
 
@@ -86,6 +87,7 @@ def tiny_engine(tokenizer=None, model=None, adapters=(), **settings):
     from gpt.serving.engine import Engine
 
     tokenizer = tokenizer or CharTokenizer(LETTERS)
+    settings = {"max_new_tokens": ENDLESS} | settings
     return Engine(model or tiny_model(tokenizer, adapters=adapters), tokenizer, ServeConfig(**settings), "tiny")
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
 
-from serving_tools import LETTERS, events, read, send, serving, tiny_engine, tiny_model, until  # noqa: E402
+from serving_tools import ENDLESS, LETTERS, events, read, send, serving, tiny_engine, tiny_model, until  # noqa: E402
 
 from gpt.errors import UserError  # noqa: E402
 from gpt.inference import Sampling, Writing, generate  # noqa: E402
@@ -22,7 +22,7 @@ from gpt.text import CharTokenizer  # noqa: E402
 
 post = partial(httpx.post, timeout=60)
 SHORT = {"model": "tiny", "prompt": "12 and ", "max_tokens": 12, "seed": 1}
-LONG = SHORT | {"max_tokens": 4000, "stream": True}  # takes many seconds
+LONG = SHORT | {"max_tokens": ENDLESS, "stream": True}
 
 
 # ---- going away ----
@@ -100,7 +100,7 @@ def test_a_full_queue():
 
 
 def test_time_is_limited():
-    with serving(tiny_engine(rows=1, timeout=0.4)) as address:
+    with serving(tiny_engine(rows=1, timeout=1.0)) as address:
         began = time.monotonic()
         running = send(address, LONG)
         read(running, b"data: ")
@@ -108,7 +108,7 @@ def test_time_is_limited():
         assert waiting.status_code == 504 and waiting.json()["error"]["code"] == "timeout"
         told = events(read(running))
         assert json.loads(told[-2])["error"]["code"] == "timeout" and told[-1] == "[DONE]"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         assert post(f"{address}/v1/completions", json=SHORT).status_code == 200
 
 
@@ -255,7 +255,7 @@ def test_calls():
     engine.start()
     from gpt.model.lora import active_adapters, parts
     told = []
-    engine.submit([Writing([1, 2], Sampling(max_new_tokens=4000, seed=1))], told.append)
+    engine.submit([Writing([1, 2], Sampling(max_new_tokens=ENDLESS, seed=1))], told.append)
     assert engine.call(active_adapters).result(5) == []
     assert engine.call(active_adapters, "pirate", 0.25).result(5) == ["pirate"]
     assert engine.call(lambda model: parts(model, "pirate")[0].strength, "pirate", 0.25).result(5) == 0.25
@@ -275,16 +275,16 @@ def test_stopping_finishes_or_tells():
     engine.start()
     told = {name: [] for name in ("short", "long", "waiting")}
     tickets = {name: engine.submit([Writing([1, 2], Sampling(max_new_tokens=tokens, seed=1))], told[name].append)
-               for name, tokens in (("short", 100), ("long", 100000), ("waiting", 5))}
+               for name, tokens in (("short", 20), ("long", ENDLESS), ("waiting", 5))}
     until(lambda: engine.running == 2 and told["short"])
     engine.drain(1.5)
     with pytest.raises(ServingError, match="shutting down"):
         engine.submit([Writing([1])], print)
-    until(lambda: told["waiting"], 1)
+    until(lambda: told["waiting"])
     assert told["waiting"][-1].code == "shutting_down" and not engine.healthy
-    until(lambda: isinstance(told["long"][-1], ServingError), 5)
+    until(lambda: isinstance(told["long"][-1], ServingError))
     assert told["short"][-1][-1].finish_reason == "length"
-    until(lambda: not engine._thread.is_alive(), 2)
+    until(lambda: not engine._thread.is_alive())
     engine.stop()
     assert not any(ticket.open for ticket in tickets.values())
 
@@ -293,7 +293,7 @@ def test_a_cancelled_ticket_hears_nothing_more():
     engine = tiny_engine()
     engine.start()
     told = []
-    ticket = engine.submit([Writing([1, 2], Sampling(max_new_tokens=100000, seed=1), i) for i in range(3)], told.append)
+    ticket = engine.submit([Writing([1, 2], Sampling(max_new_tokens=ENDLESS), i) for i in range(3)], told.append)
     until(lambda: engine.running == 3 and told)
     ticket.cancel()
     count = len(told)

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 openai = pytest.importorskip("openai", reason="the client of these tests is openai's")
 
-from serving_tools import ByteTokenizer, serving, tiny_engine, writing_model  # noqa: E402
+from serving_tools import ENDLESS, ByteTokenizer, serving, tiny_engine, writing_model  # noqa: E402
 
 import tensorgrad as tg  # noqa: E402
 from gpt.inference import generate  # noqa: E402
@@ -349,7 +349,7 @@ def test_errors_of_the_server_s_state():
         stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="guess", max_retries=0, timeout=60)
         with pytest.raises(openai.AuthenticationError):
             stranger.models.list()
-        chunks = client.completions.create(model="tiny", prompt="a", max_tokens=4000, stream=True, temperature=0,
+        chunks = client.completions.create(model="tiny", prompt="a", max_tokens=ENDLESS, stream=True, temperature=0,
                                            extra_body={"repetition_penalty": 1.1})
         first = next(chunks)
         with pytest.raises(openai.RateLimitError) as full:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra serve")
 httpx = pytest.importorskip("httpx", reason="the client of these tests is httpx")
 
-from serving_tools import ROOT, Program, events, make_run, read, send  # noqa: E402
+from serving_tools import ENDLESS, ROOT, Program, events, make_run, read, send, until  # noqa: E402
 
 from gpt import cli  # noqa: E402
 from gpt.errors import UserError  # noqa: E402
@@ -22,6 +22,7 @@ from gpt.serving.run import complete, listen, open_engine  # noqa: E402
 from gpt.training.checkpoints import load_run  # noqa: E402
 
 SHORT = {"model": "out", "prompt": "1 and 2", "max_tokens": 8, "seed": 1}
+LONG = SHORT | {"max_tokens": ENDLESS, "stream": True}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,11 @@ def test_a_signal_lets_running_requests_finish(start, run_folder, sig, code):
 
 
 def test_a_signal_tells_those_who_take_too_long(start):
-    program = start("--shutdown_timeout=0.3", "--rows=1")
-    running, waiting = (send(program.address, SHORT | {"max_tokens": 4000, "stream": True}) for _ in range(2))
+    program = start("--shutdown_timeout=0.3", "--rows=1", f"--max_new_tokens={ENDLESS}")
+    running = send(program.address, LONG)
     read(running, b"data: ")
+    waiting = send(program.address, LONG)
+    until(lambda: httpx.get(f"{program.address}/health").json()["waiting"] == 1)
     os.kill(program.process.pid, signal.SIGTERM)
     assert b"503 Service Unavailable" in read(waiting, b"}}")
     told = events(read(running))
@@ -72,8 +75,8 @@ def test_a_signal_tells_those_who_take_too_long(start):
 
 
 def test_a_second_interrupt_ends_at_once(start):
-    program = start("--shutdown_timeout=60")
-    connection = send(program.address, SHORT | {"max_tokens": 4000, "stream": True, "n": 8})
+    program = start("--shutdown_timeout=60", f"--max_new_tokens={ENDLESS}")
+    connection = send(program.address, LONG | {"n": 8})
     read(connection, b"data: ")
     for _ in range(2):
         os.kill(program.process.pid, signal.SIGINT)
