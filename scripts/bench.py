@@ -10,7 +10,7 @@
     python scripts/bench.py ops --size M                                # every fused routine against its floor
     python scripts/bench.py generate                                    # a 124M GPT-2 beside transformers
     python scripts/bench.py storage --model out --text book.txt         # perplexity with weights in 16 and 8 bits
-    python scripts/bench.py cuda --json out.json                        # on a GPU: step, phases, kernels, PyTorch
+    python scripts/bench.py cuda --json out.json                        # on a GPU: step, decoding, kernels, PyTorch
     python scripts/bench.py import                                      # import time, cost of a small operation
 
 Sizes, as batch x block, layers/heads/width, vocabulary: S 12 x 64, 4/4/128, 65; M 16 x 128, 6/6/384, 65; L 4 x 256,
@@ -29,7 +29,8 @@ from benchmarks import cuda, curve, generate, imports, ops, runner, storage, tra
 from benchmarks.sizes import SIZES
 
 JOBS = {"train": train.measure, "curve": curve.measure, "ops": ops.measure, "floors": ops.floors,
-        "generate": generate.measure, "overhead": imports.overhead, "cuda": cuda.measure, "cuda_kernels": cuda.kernels}
+        "generate": generate.measure, "overhead": imports.overhead, "cuda": cuda.measure, "cuda_kernels": cuda.kernels,
+        "cuda_generate": cuda.generate}
 
 
 def parse(argv):

@@ -147,6 +147,9 @@ def test_cuda_benchmark_on_the_cpu():
     if importlib.util.find_spec("torch"):
         assert ours["speed_vs_eager"] == pytest.approx(ours["tokens_per_s"] / rows["torch eager"]["tokens_per_s"])
         assert ours["memory_vs_eager"] > 0
+    decoded = {(row["batch"], row["graph"]): row for row in result["results"] if "generated" in row}
+    assert set(decoded) == {(1, True), (1, False), (8, True), (8, False)}
+    assert all(row["tokens_per_s"] > 0 and row["ms_per_token"] > 0 for row in decoded.values())
     measured = {row["name"]: row for row in result["results"] if "name" in row}
     assert {"layer_norm", "cross_entropy backward", "attention backward", "adamw", "linear up"} <= set(measured)
     assert all(row["share"] > 0 for row in measured.values())

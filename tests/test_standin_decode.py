@@ -121,6 +121,19 @@ def test_a_step_sends_the_ids_and_waits_for_nothing(machine):
     assert machine.launches() == 6
 
 
+@pytest.mark.parametrize("mode", [False, True])
+def test_algorithms_of_products_are_not_chosen_by_time(mode, machine, monkeypatch):
+    seen, record = [], tg.cuda.graphed
+    monkeypatch.setattr(tg.cuda, "graphed", lambda *arguments: (
+        seen.append(tg.are_deterministic_algorithms_enabled()), record(*arguments))[1])
+    tg.use_deterministic_algorithms(mode)
+    try:
+        decode(machine, lively(block_size=16).to("cuda"), TEXTS[2:], 5)
+        assert seen == [True] and tg.are_deterministic_algorithms_enabled() == mode
+    finally:
+        tg.use_deterministic_algorithms(False)
+
+
 def test_logits_stay(machine):
     """Those of one step are not overwritten by the next."""
     model = lively(block_size=16).to("cuda")

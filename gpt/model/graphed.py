@@ -81,6 +81,8 @@ class Graphs:
             x = model.hidden(ids, places.at(positions))                        # (B, 1, C)
             return model.lm_head(x[:, -1]), positions + 1
 
+        deterministic = tg.are_deterministic_algorithms_enabled()
+        tg.use_deterministic_algorithms(True)                                  # of products: none is chosen by time
         try:
             return tg.cuda.graphed(decode, idx, positions), places             # runs it: same values to the same slots
         except Exception as error:
@@ -88,6 +90,8 @@ class Graphs:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"decoding goes on without a CUDA graph, which cannot be recorded: {reason}", stacklevel=2)
             return None
+        finally:
+            tg.use_deterministic_algorithms(deterministic)
 
 
 class Places:

@@ -1,5 +1,5 @@
-"""The training step on a GPU in bfloat16, beside PyTorch eager and torch.compile in the same run, and our kernels and
-products against what the same GPU reaches at best.
+"""The training step on a GPU in bfloat16, beside PyTorch eager and torch.compile in the same run, decoding with CUDA
+graphs and without, and our kernels and products against what the same GPU reaches at best.
 
 Timing by events of the GPU; steps queue without the host waiting in between, as in training. `--device cpu` runs the
 same programs on a small scale for their tests."""
@@ -9,6 +9,7 @@ from statistics import median
 
 import numpy as np
 
+from . import cuda_generate
 from .runner import Contender, print_table, take_turns
 from .sizes import Size
 
@@ -33,6 +34,8 @@ def report(options):
         _print(size, found)
         rows += found
     if not options.no_kernels:
+        for size in options.size:
+            rows += cuda_generate.report(options, skipped, size=size, device=options.device)
         kernels = take_turns(chosen[:1], "cuda_kernels", options, skipped, size=options.size[0], device=options.device,
                              batch=options.batch, steps=options.steps)
         (measured,) = kernels.values()
@@ -149,6 +152,11 @@ def measure(spec):
             "phases_ms": dict(zip(PHASES, (median(p) for p in zip(*phases, strict=True)), strict=True)),
             "peak_mb": _peak(library, device), "waits_per_step": len(waits) / steps if ours else None,
             "loss": float(loss), "gpu": _gpu(library, device), "versions": _versions(library)}
+
+
+def generate(spec):
+    """Decoding, see cuda_generate.py."""
+    return cuda_generate.measure(spec, SIZES[spec["size"]])
 
 
 def _size(spec):
