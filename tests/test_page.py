@@ -216,6 +216,39 @@ def test_stop_and_errors(visit, server):
     assert page.is_hidden("#error")
 
 
+def test_answers_that_are_empty_or_break_off(visit):
+    """A text without a token says so; one that breaks off stays as far as it came, with a word on why."""
+    here = visit()
+    page, answers = here.page, []
+    page.route("**/v1/completions", lambda route: route.fulfill(content_type="text/event-stream", body=answers.pop(0)))
+    tokens = {"token_ids": [5], "token_logprobs": [-1], "bytes": [[97]]}
+    for said in ("data: {\"choices\": [{\"finish_reason\": \"stop\"}]}\n\ndata: [DONE]\n\n",
+                 f"data: {json.dumps({'choices': [{'logprobs': tokens}]})}\n\n"):
+        answers.append(said)
+        page.fill("#prompt", PROMPT)
+        page.click("#go")
+        here.written()
+        if not here.tokens():
+            assert here.text("#status") == "The model ended at once: no token." and page.is_hidden("#error")
+    assert here.tokens() == ["a"] and here.text("#error span") == "The answer broke off. Is the server still running?"
+    assert here.text("#status") == "1 token · loss 1.000 nats, exp(−loss) 36.8 %"
+
+
+def test_lines_read_in_their_own_direction(visit):
+    """Hebrew from the right, English from the left, in one text."""
+    page = visit().page
+    page.fill("#prompt", "שלום\nThe end")
+    lines = page.evaluate("""() => {
+        const box = document.getElementById('out'), range = document.createRange();
+        box.textContent = 'שלום\\nThe end';
+        return [[0, 4], [5, 12]].map(([from, to]) => {
+          range.setStart(box.firstChild, from); range.setEnd(box.firstChild, to);
+          return range.getBoundingClientRect().left - box.getBoundingClientRect().left;
+        });
+    }""")
+    assert lines[0] > 300 > 50 > lines[1]
+
+
 def test_by_keyboard_alone(visit):
     here = visit()
     page = here.page
