@@ -73,10 +73,11 @@ def test_convert_says_what_is_wrong(sources, tmp_path, capsys):
                            ([str(paths["hf"]), str(tmp_path / "z"), "--to", "run", "--dtype", "float16"], "as float32"),
                            ([str(paths["hf"]), str(tmp_path / "z"), "--lora", "x.npz"], "x.npz is no PEFT folder"),
                            ([str(paths["hf"]), str(tmp_path / "z"), "--to", "peft"], "has no adapter"),
+                           ([str(paths["hf"]), str(tmp_path / "z.npz")], "name of a file, and hf makes a folder"),
                            ([str(tmp_path / "no"), str(tmp_path / "z")], "no such file or folder")):
         assert convert_model(words) == 2
         assert message in capsys.readouterr().err
-    assert not (tmp_path / "z").exists()
+    assert not (tmp_path / "z").exists() and not (tmp_path / "z.npz").exists()
 
 
 def test_adapters_are_sources_and_targets(sources, tmp_path, capsys):

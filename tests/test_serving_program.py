@@ -106,6 +106,7 @@ def test_ipv6(start):
 
 @pytest.mark.parametrize("arguments, message", [
     (["out"], "unexpected argument 'out'"), (["--port=70000"], "port = 70000"), (["--rows=0"], "rows = 0"),
+    (["--host="], "host is empty"),
     (["--adapters=pirate"], "'pirate' should read NAME=FOLDER"), (["--adapters=a=x,a=y"], "each name once"),
     (["--adapters=a=nowhere"], "nowhere"), (["--adapters=base=pirate"], "base stands for"),
     (["--host=256.0.0.1"], "cannot listen on 256.0.0.1"), (["--host=8.8.8.8"], "cannot listen on 8.8.8.8"),

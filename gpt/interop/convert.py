@@ -37,6 +37,8 @@ def convert_model(source, target, config, say=print):
     for what cannot be."""
     target = Path(target)
     to = config.to if config.to != "auto" else "gguf" if target.suffix == ".gguf" else "hf"
+    if to != "gguf" and target.suffix in (".gguf", ".npz", ".safetensors", ".bin", ".pt"):
+        raise UserError(f"{target} is the name of a file, and {to} makes a folder; name one, or a .gguf file")
     if to != "gguf" and target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} is not empty; choose another folder")
     if to == "run" and config.dtype != "float32":

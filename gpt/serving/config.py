@@ -64,6 +64,8 @@ class ServeConfig:
         for name in ("queue", "context", "shutdown_timeout"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        if not self.host:  # would be every address of this machine
+            raise UserError("host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 everybody who can reach it")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port = {self.port}: must be 0 to 65535")
         if not self.timeout > 0:
