@@ -245,6 +245,9 @@ def test_names_that_are_nowhere(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no name of a model on the hub"):
         load("no such thing")
     pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    for name in ("../gone", "./gone", "a/b.git", "a--b/c", "gone/" + "b" * 99, "a/..", "~/gone"):
+        with pytest.raises(UserError, match="no name of a model on the hub"):
+            load(name)
     with pytest.raises(UserError, match="nobody/nothing-at-all: no such file or folder, and the hub gives none"):
         load("nobody/nothing-at-all")
     (tmp_path / "model.bin").write_bytes(b"x")

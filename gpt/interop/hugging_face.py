@@ -83,16 +83,19 @@ def from_hub(name):
     """The folder of a model of the hub, downloaded or found in the cache. Raises UserError where the package or the
     network is not there."""
     name = _SHORT.get(name, name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"{name}: no such file or folder, and no name of a model on the hub (owner/name)")
+    unknown = UserError(f"{name[:200]}: no such file or folder, and no name of a model on the hub (owner/name)")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise unknown
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise UserError(f"{name}: no such file or folder; to get it from the hub: "
                         'pip install "tensorgrad-gpt[hf]"') from None
     try:
         return Path(snapshot_download(name, allow_patterns=[*_FILES]))
+    except HFValidationError:  # it has its own idea of names
+        raise unknown from None
     except (LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         raise UserError(f"{name}: no such file or folder, and the hub gives none ({type(error).__name__}); check name "
                         "and network, or copy the model's folder here") from None
