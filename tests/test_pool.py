@@ -169,6 +169,38 @@ def test_ctrl_c_while_waiting_leaves_a_pool_that_works():
     assert code == 0 and not errors, errors
 
 
+INTERRUPTS = """
+import faulthandler, random, signal
+from tensorgrad.kernels.pool import Pool
+faulthandler.dump_traceback_later(30, exit=True)
+pool, random = Pool(3), random.Random(0)
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+for round in range(3000):
+    finished = []
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-6, 2e-4))
+        while True:
+            finished.clear()
+            pool.run([(finished.append, (i,)) for i in range(3)])
+    except KeyboardInterrupt:
+        pass
+    finished = []
+    pool.run([(finished.append, (i,)) for i in range(3)])
+    assert sorted(finished) == [0, 1, 2], finished
+    assert pool._user is None or pool._user() is None
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
+def test_ctrl_c_at_any_moment_leaves_a_pool_that_works():
+    code, _, errors = python(INTERRUPTS)
+    assert code == 0 and not errors, errors
+
+
 FORK = """
 import os, sys
 import numpy as np

@@ -156,6 +156,36 @@ def bits_of_another_dtype(t):
     return x, bits
 
 
+@program
+def overwritten_values_have_a_gradient_of_zero(t):
+    x, y = t.ones(2, requires_grad=True), t.ones(2, requires_grad=True)
+    a, b = x * 2, x * 3
+    a.zero_()
+    b.copy_(y)
+    (a + b * b).sum().backward()
+    return a.requires_grad, x.grad, y.grad
+
+
+@program
+def expanded_without_repeating_may_be_written(t):
+    x = t.arange(3.0)
+    x.expand(1, 3).mul_(2)
+    return x
+
+
+@program
+def a_linear_layer_without_inputs(t):
+    layer = t.nn.Linear(0, 2)
+    return layer(t.ones(3, 0)).shape[1], t.nn.Linear(2, 3)(t.ones(0, 2)).shape[1]
+
+
+@program
+def a_slice_of_a_sequential_keeps_its_names(t):
+    layers = t.nn.Sequential(t.nn.Linear(1, 2), t.nn.ReLU(), t.nn.Linear(2, 1))
+    some = t.nn.ModuleList([t.nn.ReLU(), t.nn.Tanh()])[1:]
+    return list(layers[1:].state_dict()), type(layers[-1]).__name__, type(some).__name__, list(dict(some.named_children()))
+
+
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The one thread pool of the package. Workers wait on locks, never spin; every parallel routine splits its rows here.
+"""The one thread pool of the package. Workers wait, never spin; every parallel routine splits its rows here.
 
 Size: TENSORGRAD_THREADS, else the number of processors this process may use. NumPy's BLAS is limited to one thread when
 the pool starts (blas.py), because its own threads spin and collapse as soon as anything else wants a core.
@@ -6,6 +6,8 @@ the pool starts (blas.py), because its own threads spin and collapse as soon as 
 
 import os
 import threading
+from queue import SimpleQueue
+from weakref import ref
 
 
 def thread_count():
@@ -18,27 +20,51 @@ def thread_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Worker(threading.Thread):
-    """Waits for a task, runs it, says that it is done."""
+class _Task:
+    """function(*args), run once by whoever is first to: a worker, or the thread that waits for it.
 
-    def __init__(self):
+    Ctrl-C raises KeyboardInterrupt in the main thread between any two steps, also right after a lock was taken. So
+    what has happened is read from `runner` and `finished`, which change once, and never from who holds the lock."""
+
+    __slots__ = ("call", "_runners", "done", "finished", "error")
+
+    def __init__(self, function, args):
+        self.call, self.error, self.finished = (function, args), None, False
+        self._runners, self.done = {}, threading.Lock()
+        self.done.acquire()
+
+    @property
+    def runner(self):
+        return self._runners.get(0)
+
+    def run(self, runner):
+        if self._runners.setdefault(0, runner) is not runner:
+            return
+        try:
+            function, args = self.call
+            function(*args)
+        except BaseException as error:  # handed to the thread that asked
+            self.error = error
+        self.call = function = args = None
+        self.finished = True
+        self.done.release()
+
+
+class _Worker(threading.Thread):
+    """Runs tasks from a queue."""
+
+    def __init__(self, queue):
         super().__init__(daemon=True, name="tensorgrad-worker")
-        self.start_lock, self.done_lock = threading.Lock(), threading.Lock()
-        self.start_lock.acquire()
-        self.done_lock.acquire()
-        self.task, self.error = None, None
+        self._queue = queue
         self.start()
 
     def run(self):
         while True:
-            self.start_lock.acquire()
-            function, args = self.task
-            try:
-                function(*args)
-            except BaseException as error:  # handed to the thread that asked
-                self.error = error
-            self.task = function = args = None
-            self.done_lock.release()
+            self._queue.get().run(self)
+
+
+class _Call:
+    """One call of Pool.run."""
 
 
 class Pool:
@@ -46,44 +72,54 @@ class Pool:
 
     def __init__(self, threads):
         self.threads = threads
-        self._workers = []
-        self._busy = threading.Lock()
+        self._workers, self._queue = [], SimpleQueue()
+        self._user = None  # weak reference to the call of `run` that uses the workers
 
     def run(self, tasks):
         # a task that asks for the pool itself, or a second thread, does its work alone
-        if len(tasks) == 1 or self.threads == 1 or not self._busy.acquire(blocking=False):
+        if len(tasks) == 1 or self.threads == 1 or (self._user is not None and self._user() is not None):
             for function, args in tasks:
                 function(*args)
             return
+        call = _Call()
+        user = ref(call)
         try:
+            self._user = user  # where Ctrl-C comes even before the last line here, it dies with the call
             while len(self._workers) < len(tasks) - 1:
-                self._workers.append(_Worker())
-            used = self._workers[: len(tasks) - 1]
-            for worker, task in zip(used, tasks, strict=False):
-                worker.task = task
-                worker.start_lock.release()
+                self._workers.append(_Worker(self._queue))
+            handed = [_Task(*task) for task in tasks[:-1]]
             try:
+                for task in handed:
+                    self._queue.put(task)
                 function, args = tasks[-1]
                 function(*args)
             finally:
-                error = self._wait(used)
+                error = self._wait(handed)
             if error is not None:
                 raise error
         finally:
-            self._busy.release()
+            if self._user is user:
+                self._user = None
 
     @staticmethod
-    def _wait(workers):
-        """Wait for all of them, also where Ctrl-C comes in between; the first error, or None."""
-        error = None
-        for worker in workers:
-            while True:
-                try:
-                    worker.done_lock.acquire()
-                    break
-                except BaseException as interrupt:  # raised again when no worker is left in the middle of a task
-                    error = interrupt
-            error, worker.error = error or worker.error, None
+    def _wait(tasks):
+        """Wait for all tasks, also where Ctrl-C comes in between; one that no worker has begun yet is run here. Returns
+        the first error, or None."""
+        error, left, me = None, tasks[::-1], object()
+        while left:
+            try:
+                while left:
+                    task = left[-1]
+                    task.run(me)
+                    if not task.finished:
+                        task.done.acquire()
+                    if task.finished:
+                        error = error or task.error
+                        left.pop()
+            except BaseException as interrupt:  # raised again when no worker is left in the middle of a task
+                error = interrupt
+                if left and left[-1].runner is me:
+                    left.pop()  # interrupted here, so that nobody will finish it
         return error
 
     def parts(self, n, grain=1):

@@ -19,9 +19,7 @@ class _Indexed(Module):
         return iter(self._list())
 
     def __getitem__(self, index):
-        if isinstance(index, slice):
-            return type(self)._of(self._list()[index])
-        return self._list()[index]
+        return type(self)(self._list()[index]) if isinstance(index, slice) else self._list()[index]
 
     def __setitem__(self, index, module):
         setattr(self, self._key(index), module)
@@ -70,9 +68,9 @@ class Sequential(_Indexed):
         else:
             self.extend(modules)
 
-    @classmethod
-    def _of(cls, modules):
-        return cls(*modules)
+    def __getitem__(self, index):
+        """A child, or for a slice a Sequential of the children with the names they have here."""
+        return Sequential(dict(self._members(Module)[index])) if isinstance(index, slice) else self._list()[index]
 
     def _key(self, index):  # children may have names of their own
         super()._key(index)
@@ -90,10 +88,6 @@ class ModuleList(_Indexed):
     def __init__(self, modules=()):
         super().__init__()
         self.extend(modules)
-
-    @classmethod
-    def _of(cls, modules):
-        return cls(modules)
 
     def __repr__(self):
         """Runs of equal children share a line, as in PyTorch: `(0-11): 12 x Block(`."""

@@ -190,7 +190,7 @@ def linear(input, weight, bias=None):
         tensors = (input, weight) if bias is None else (input, weight, bias)
     if len({t.array.dtype for t in tensors}) > 1:
         raise OpTypeError(f"linear: dtypes differ: {', '.join(str(t.array.dtype) for t in tensors)}")
-    if weight.ndim != 2 or ops.LEVEL == "composed" or (bias is not None and bias.ndim != 1) or not input.ndim:
+    if weight.ndim != 2 or ops.LEVEL == "composed" or (bias is not None and bias.ndim != 1) or not input.array.size:
         y = input.matmul(weight.t())
         return y if bias is None else y + bias
     return apply(ops.Linear, *tensors)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..creation import as_tensor
 from ..device import Device
+from ..dtypes import bfloat16_dtype
 from ..engine import modes
 from ..tensor import RemovableHandle, Tensor
 from .parameter import Parameter, drop_grad, zero_grad
@@ -345,6 +346,10 @@ class Module:
     def half(self):
         """Floating tensors become float16. Returns self."""
         return self.to(np.dtype("float16"))
+
+    def bfloat16(self):
+        """Floating tensors become bfloat16. Returns self."""
+        return self.to(dtype=bfloat16_dtype())
 
     # ---- printing ----
 

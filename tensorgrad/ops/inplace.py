@@ -123,15 +123,15 @@ class InPlaceMethods:
         """Copy the (broadcast) values of another tensor, with its gradient."""
         if not is_tensor(source):
             source = scalar(source, self)
-        if dtypes.category(source.array.dtype) > dtypes.category(self.array.dtype):
-            source = wrap(source.array.astype(self.array.dtype), source.device)
-        return self._write(lambda x: cast(source.to(self.device), self.array.dtype).expand(self.array.shape))
+        self[...] = source.expand(self.array.shape)
+        return self
 
     def fill_(self, value):
         """Set every element to a number or 0-d tensor."""
-        if is_tensor(value):
-            return self.copy_(value)
-        return self._write(lambda x: wrap(self.device.xp.full_like(self.array, value), self.device))
+        if is_tensor(value) and value.array.ndim:
+            raise OpError(f"fill_: value must be a number or a 0-d tensor, got shape {value.array.shape}; use copy_()")
+        self[...] = value
+        return self
 
     def zero_(self):
         return self.fill_(0)

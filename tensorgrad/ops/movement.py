@@ -46,7 +46,8 @@ class Expand(Op):
     view = True
 
     def forward(ctx, x, shape):
-        return ctx.xp.broadcast_to(x, shape)
+        y = ctx.xp.broadcast_to(x, shape)
+        return y if y.size != x.size else x.reshape(shape)  # nothing is repeated: it may be written to
 
     def backward(ctx, g):
         return g  # the engine sums it down

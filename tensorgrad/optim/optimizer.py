@@ -17,6 +17,7 @@ class Optimizer:
 
     `params`: Tensors, or (name, Tensor) pairs as from `named_parameters()`, or dicts {"params": ..., option: value}
     with options that differ from `defaults`. Options live in `param_groups` and may be changed between steps.
+    Parameters move into flat storage: what shared their memory before (`detach()`, `state_dict()`) stays behind.
 
     A subclass says which state a parameter has (`_state_names`) and how a block of memory is updated (`_update`)."""
 
