@@ -17,6 +17,8 @@ import numpy as np
 
 from . import dtypes
 from .engine import modes, wrap
+from .kernels import routines
+from .nn.utils import merged
 
 _KINDS = ("cpu", "cuda")
 _DEFAULT = {"cpu": "bfloat16", "cuda": "float16"}  # PyTorch's
@@ -99,7 +101,7 @@ class GradScaler:
         self._enabled, self._initial = enabled, (float(init_scale), 0)
         self._scale = self._streak = None  # 0-d arrays on the loss's device, made there when it is first seen
         self._device = None
-        self._found = {}  # optimizer -> 0-d array, 1 where a gradient was not finite
+        self._found = {}  # optimizer -> 0-d int32 array, 1 where a gradient was not finite
 
     def is_enabled(self):
         return self._enabled
@@ -134,12 +136,15 @@ class GradScaler:
         if self._scale is None:
             raise RuntimeError("GradScaler: no loss was scaled yet; call scale(loss).backward() first")
         xp, inverse = self._device.xp, 1.0 / self._scale
-        found = xp.zeros((), bool)
-        for p in _with_gradient(optimizer):
-            array = p.grad.array
-            array *= inverse.astype(array.dtype)
-            found |= ~xp.isfinite(array).all()
-            p.grad._bump()
+        found = xp.zeros((), np.int32)
+        gradients = _gradients(optimizer)
+        for array in merged([g.array for g in gradients]):  # the optimizer's flat buffer as a whole
+            flat = array.reshape(-1)
+            routines(self._device).unscale(xp, flat, inverse, found)
+            if not array.flags.c_contiguous:  # `flat` is a copy
+                array[...] = flat.reshape(array.shape)
+        for g in gradients:
+            g._bump()
         self._found[optimizer] = found
 
     def step(self, optimizer, wait=True, **options):
@@ -190,8 +195,8 @@ class GradScaler:
         self._scale = self._streak = None
 
 
-def _with_gradient(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+def _gradients(optimizer):
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 __all__ = ["GradScaler", "autocast", "get_autocast_dtype", "is_autocast_enabled"]

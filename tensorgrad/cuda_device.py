@@ -4,6 +4,7 @@ import numpy as np
 
 from .device import Device, DeviceError
 from .errors import OpIndexError
+from .kernels.cuda.launch import has_kernels, launch
 
 INSTALL = 'install it with pip install -e ".[cuda13]" (driver of 2025 or later) or ".[cuda12]"'
 SLOTS = 64  # kinds of out-of-range checks that a device keeps apart
@@ -101,13 +102,15 @@ class CudaDevice(Device):
         if self._noted is None:
             self._noted = xp.full((SLOTS,), NONE, np.int64)
         slot = self._checks.setdefault((what, where), len(self._checks) % SLOTS)
+        noted, self._unread = self._noted[slot : slot + 1], True
+        if has_kernels(xp):
+            index, ignore = xp.ascontiguousarray(index), NONE if ignore is None else ignore
+            launch(xp, "note_outside", (), index, noted, index.size, low, high, ignore)
+            return
         wrong = (index < low) | (index >= high)
         if ignore is not None:
             wrong &= index != ignore
-        worst = xp.where(wrong, index, NONE).max()
-        noted = self._noted[slot : slot + 1].reshape(())
-        xp.maximum(noted, worst, out=noted)
-        self._unread = True
+        xp.maximum(noted, xp.where(wrong, index, NONE).max(), out=noted)
 
     def raise_noted(self):
         if not self._unread:

@@ -81,8 +81,7 @@ def _add(pending, heap, node, gradient, fresh, create_graph):
         old, device = entry[0].array, gradient.device
         plus = routines(device).add if old.size >= LARGE else device.xp.add
         total = plus(old, gradient.array, out=old if entry[1] else None)
-        if not entry[1]:
-            pending[node] = (wrap(total, device), True)
+        pending[node] = (wrap(total, device), True)  # another Tensor: what is known of the first does not hold for it
 
 
 def _leading_to(roots, targets, stop):

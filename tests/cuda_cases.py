@@ -19,37 +19,32 @@ __all__ = ["CASES", "WITHIN", "Runner"]
 # ---- elementwise -----------------------------------------------------------------------------------------------------
 
 
-def cast(k, rows, width):
-    x, y = k.normal(rows, width, letter="T", scale=3), k.empty((rows, width), "U")
-    k.launch("cast", x, y, x.size)
-    np.testing.assert_array_equal(y, x.astype(np.float32).astype(y.dtype))
-
-
-def add(k, rows, width):
-    a, b = k.normal(rows, width, letter="T"), k.normal(rows, width, letter="U")
-    out = k.empty((rows, width), "T")
-    k.launch("add", a, b, out, a.size)
-    want = (a.astype(np.float32) + b.astype(np.float32)).astype(a.dtype)
-    np.testing.assert_array_equal(out, want)
-    k.launch("add", a, b, a, a.size)  # in place
-    np.testing.assert_array_equal(a, want)
-
-
-def fill(k, rows, width):
-    y = k.empty((rows, width), "T")
-    k.launch("fill", y, y.size, 1.5)
-    assert (y == 1.5).all()
-
-
 def dropout(k, rows, width):
     x, y = k.normal(rows, width, letter="T"), k.empty((rows, width), "T")
-    p, identity, start = 0.3, (77, 5), 1000
-    k.launch("dropout", x, y, x.size, *dropout_key(p, identity), start, 1 / (1 - p))
-    kept = dropout_mask(np, x.shape, p, identity, start)
+    p, identity = 0.3, (77, 5)
+    k.launch("dropout", x, y, x.size, *dropout_key(p, identity), 1 / (1 - p))
+    kept = dropout_mask(np, x.shape, p, identity)
     k.close(y, np.where(kept, wide(x) / (1 - p), 0), "T")
     assert rows * width < 200 or 0.5 < kept.mean() < 0.9
-    k.launch("dropout", x, x, x.size, *dropout_key(p, identity), start, 1 / (1 - p))
+    k.launch("dropout", x, x, x.size, *dropout_key(p, identity), 1 / (1 - p))
     np.testing.assert_array_equal(x, y)
+
+
+def note_outside(k, rows, width):
+    lowest = np.iinfo(np.int64).min
+
+    def worst(low, high, ignore):
+        found = np.full(1, lowest)
+        k.launch("note_outside", index, found, index.size, low, high, ignore)
+        return found[0]
+
+    index = k.given(k.rng.integers(0, 50, (rows, width)), "int64")
+    assert worst(0, 50, 0) == lowest, "all are inside"
+    if index.size:
+        index[0, 0], index[-1, -1] = -7, -100
+        assert [worst(0, 50, n) for n in (-100, -7, 0)] == [-7, -100, -7]
+        index[0, 0] = 99
+        assert worst(-100, 50, 0) == 99 and worst(-100, 100, 0) == lowest
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -88,39 +83,35 @@ def _extremes(x, name):
         x.reshape(-1)[:2] = (200, -200) if name.startswith("relu2") else (1e4, -1e4)
 
 
-def _finish(k, partial, want, letter, scale, what):
-    """Check the sum of the partial sums, written over and added up."""
+def _finish(k, partial, terms, what):
+    """Is the sum of the partial sums that of the rows of `terms`?"""
     width = partial.shape[-1]
-    for accumulate in (0, 1):
-        out = k.normal(width, letter=letter) if accumulate else k.empty((width,), letter)
-        before = wide(out) if accumulate else 0
-        k.launch("column_sum_finish", partial, out, len(partial), width, accumulate, types=(k.letters[letter],))
-        k.close(out, want + before, letter, scale + 1, what)
+    out = k.empty((width,))
+    k.launch("column_sum_finish", partial, out, len(partial), width, types=())
+    k.close(out, terms.sum(0), scale=np.abs(terms).sum(0).max(initial=0) + 1, what=what)
 
 
 def activation_forward(k, rows, width):
     value, _ = ACTIVATIONS[k.name.removesuffix("_forward")]
-    x = k.normal(rows, width, letter="T", scale=3)
+    x, y = k.normal(rows, width, letter="T", scale=3), k.empty((rows, width), "T")
     _extremes(x, k.name)
-    for bias in (None, k.normal(width)):
-        y = k.empty((rows, width), "T")
-        k.launch(k.name, x, bias, y, rows, width)
-        k.close(y, value(wide(x) + (0 if bias is None else wide(bias))), "T", scale=1)
+    k.launch(k.name, x, y, x.size)
+    k.close(y, value(wide(x)), "T", scale=1)
+    k.launch(k.name, x, x, x.size)
+    np.testing.assert_array_equal(x, y)
 
 
 def activation_backward(k, rows, width):
     _, slope = ACTIVATIONS[k.name.removesuffix("_backward")]
     x, g = k.normal(rows, width, letter="T", scale=3), k.normal(rows, width, letter="T")
     _extremes(x, k.name)
-    bias = k.normal(width)
-    dx = k.empty((rows, width), "T")
-    partial = k.empty((tile_strips(rows, width, x.itemsize), width))
-    k.launch(k.name, x, bias, g, dx, partial, rows, width)
-    want = wide(g) * slope(wide(x) + wide(bias))
+    dx, partial = k.empty((rows, width), "T"), k.empty((tile_strips(rows, width, x.itemsize), width))
+    k.launch(k.name, x, g, dx, partial, rows, width)
+    want = wide(g) * slope(wide(x))
     k.close(dx, want, "T", scale=10)
-    _finish(k, partial, want.sum(0), "T", np.abs(want).sum(0).max(initial=0), "dbias")
-    k.launch(k.name, x, None, g, g, None, rows, width)  # in place, without bias
-    k.launch(k.name, x, k.given(np.zeros(width)), g, dx, None, rows, width)
+    _finish(k, partial, want, "sums")
+    k.launch(k.name, x, g, g, None, rows, width)  # in place, without sums
+    np.testing.assert_array_equal(g, dx)
 
 
 def bias_add(k, rows, width):
@@ -135,7 +126,7 @@ def column_sum(k, rows, width):
     g = k.normal(rows, width, letter="T")
     partial = k.empty((tile_strips(rows, width, g.itemsize), width))
     k.launch("column_sum", g, partial, rows, width)
-    _finish(k, partial, wide(g).sum(0), "T", np.abs(wide(g)).sum(0).max(initial=0), "sums")
+    _finish(k, partial, wide(g), "sums")
 
 
 def swiglu(k, rows, width):
@@ -152,9 +143,13 @@ def swiglu(k, rows, width):
         value, slope = ACTIVATIONS["silu"]
         k.launch("swiglu_forward", gate, up, y, rows, width, stride)
         k.close(y, value(wide(gate)) * wide(up), "T")
-        k.launch("swiglu_backward", gate, up, g, dgate, dup, rows, width, stride)
-        k.close(dgate, wide(g) * wide(up) * slope(wide(gate)), "T")
-        k.close(dup, wide(g) * value(wide(gate)), "T")
+        partial = k.empty((tile_strips(rows, width, g.itemsize), 2 * width)) if packed else None
+        k.launch("swiglu_backward", gate, up, g, dgate, dup, partial, rows, width, stride)
+        want = wide(g) * wide(up) * slope(wide(gate)), wide(g) * value(wide(gate))
+        k.close(dgate, want[0], "T")
+        k.close(dup, want[1], "T")
+        if packed:
+            _finish(k, partial, np.concatenate(want, 1), "sums")
 
 
 # ---- norms -----------------------------------------------------------------------------------------------------------
@@ -165,17 +160,17 @@ def norm(k, rows, width):
     centred = k.name.startswith("layer")
     eps = 1e-5
     for full in (True, False):
-        x = k.given(k.rng.standard_normal((rows, width)) * 2 + 1, "R")
+        x = k.given(k.rng.standard_normal((rows, width)) * 2 + 1, "T")
         branch = k.normal(rows, width, letter="T") if full else None
         weight = k.normal(width) if full else None
         bias = k.normal(width) if full and centred else None
-        total = k.empty((rows, width), "R") if full else None
+        total = k.empty((rows, width), "T") if full else None
         y, mean, rstd = k.empty((rows, width), "T"), k.empty((rows,)), k.empty((rows,))
         affine, stats = ((weight, bias), (mean, rstd)) if centred else ((weight,), (rstd,))
         prefix = "layer_norm" if centred else "rms_norm"
         k.launch(f"{prefix}_forward", x, branch, *affine, total, y, *stats, rows, width, eps)
         if full:
-            k.close(total, wide(x) + wide(branch), "R", what="total")
+            k.close(total, wide(x) + wide(branch), "T", what="total")
         else:
             total = x
         t = wide(total)
@@ -189,20 +184,18 @@ def norm(k, rows, width):
             k.close(mean, centre[:, 0], what="mean", scale=2)
 
         g = k.normal(rows, width, letter="T")
-        dtotal = k.normal(rows, width, letter="R") if full else None
-        dx = k.empty((rows, width), "R")
-        dbranch = k.empty((rows, width), "T") if full else None
+        dtotal = k.normal(rows, width, letter="T") if full else None
+        dx = k.empty((rows, width), "T")
         partials = [k.empty((norm_strips(rows), width)) if full else None for _ in range(1 + centred)]
-        k.launch(f"{prefix}_backward", total, weight, *stats, g, dtotal, dx, dbranch, *partials, rows, width)
+        k.launch(f"{prefix}_backward", total, weight, *stats, g, dtotal, dx, *partials, rows, width)
         h = wide(g) * w
         want = h - xhat * (h * xhat).mean(1, keepdims=True) - (h.mean(1, keepdims=True) if centred else 0)
         want = want * factor + (wide(dtotal) if full else 0)
         scale = 10 * (1 + factor.max(initial=0))
-        k.close(dx, want, "R", what="dx", scale=scale)
+        k.close(dx, want, "T", what="dx", scale=scale)
         if full:
-            k.close(dbranch, dx.astype(np.float32), "T", what="dbranch")
             for partial, terms, what in zip(partials, (wide(g) * xhat, wide(g)), ("dweight", "dbias"), strict=False):
-                _finish(k, partial, terms.sum(0), "T", np.abs(terms).sum(0).max(initial=0), what)
+                _finish(k, partial, terms, what)
 
 
 # ---- softmax and cross-entropy ---------------------------------------------------------------------------------------
@@ -238,17 +231,54 @@ def softmax(k, rows, width):
         assert (g[:, hidden] == 0).all()
 
 
+def _with_odd_rows(x):
+    """The first rows of x with infinities and NaN: one infinity or NaN, all -inf, all -inf but one NaN; or all -inf but
+    the last element."""
+    for row, name in zip(x, ("nan", "inf", "-inf", "-inf and nan", "one"), strict=False):
+        if name.startswith("-inf") or name == "one":
+            row[:-1] = -np.inf
+        if name != "one":
+            row[-1] = float(name.split()[-1])
+    return x
+
+
+def row_softmax(k, rows, width):
+    """Both ways, for softmax and log-softmax, also of rows with infinities and NaN."""
+    log = "log" in k.name
+    prefix = k.name.removesuffix("_forward")
+    for odd in (False, True):
+        x, y = k.normal(rows, width, letter="T", scale=3), k.empty((rows, width), "T")
+        if odd:
+            _with_odd_rows(x)
+        k.launch(f"{prefix}_forward", x, y, rows, width)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = wide(x) - wide(x).max(1, keepdims=True, initial=-np.inf)
+            total = np.exp(z).sum(1, keepdims=True)
+            want = z - np.log(total) if log else np.exp(z) / total
+        k.close(y, want, "T", scale=10 if log else 1, what="y")
+        if odd:
+            assert np.isnan(wide(y)).all(1).sum() == min(rows, 4)
+            continue
+        g, dx = k.normal(rows, width, letter="T"), k.empty((rows, width), "T")
+        k.launch(f"{prefix}_backward", y, g, dx, rows, width)
+        y, g = wide(y), wide(g)
+        want = g - np.exp(y) * g.sum(1, keepdims=True) if log else y * (g - (g * y).sum(1, keepdims=True))
+        k.close(dx, want, "T", scale=np.abs(g).sum(1).max(initial=1), what="dx")
+
+
 def cross_entropy(k, rows, width):
-    """Fused, and forward and backward apart, with padded columns, ignored rows and targets that are no class."""
+    """Forward and backward with padded columns, ignored rows, targets that are no class, and a NaN."""
     classes, ignore = max(width - 5, 1), -100
     targets = k.rng.integers(0, classes, rows)
     if rows > 2:
         targets[1], targets[2] = ignore, classes  # the first column of padding
     logits = k.normal(rows, width, letter="T", scale=3)
     logits[:, classes:] = np.nan
+    if rows > 3:
+        logits[3, classes - 1] = np.nan
     x = wide(logits)[:, :classes]
     counted = (targets >= 0) & (targets < classes)
-    top = x.max(1, initial=-np.inf)
+    top = np.fmax.reduce(x, 1, initial=-np.inf)
     rest = np.log(np.exp(x - top[:, None]).sum(1))
     safe = np.where(counted, targets, 0)
     loss = np.where(counted, top - x[np.arange(rows), safe] + rest, 0)
@@ -257,31 +287,17 @@ def cross_entropy(k, rows, width):
     slope[np.arange(rows), safe] -= 1
     slope[~counted] = 0
 
-    got, lse, error = k.empty((rows,)), k.empty((rows, 2)), np.zeros(1, np.uint32)
-    k.launch("cross_entropy_forward", logits, targets, got, lse, error, rows, classes, width, ignore)
+    got, lse = k.empty((rows,)), k.empty((rows, 2))
+    k.launch("cross_entropy_forward", logits, targets, got, lse, rows, classes, width, ignore)
     k.close(got, loss, what="loss", scale=10)
     k.close(lse, np.stack([top, rest], 1), what="lse", scale=10)
-    assert error[0] == (2 if rows > 2 else 0)
+    assert np.isnan(got).sum() == (rows > 3)
     for g, stride in ((k.normal(rows), 1), (k.given([0.37]), 0)):
         gradient = k.empty((rows, width), "T")
         k.launch("cross_entropy_backward", logits, targets, lse, g, gradient, rows, classes, width, stride, ignore)
         k.close(gradient, slope * (wide(g)[:, None] if stride else wide(g)), "T", what="gradient", scale=1)
-
-    counts, mean = k.empty((2,)), k.empty((1,))
-    k.launch("count_targets", targets, counts, rows, classes, ignore, types=())
-    with np.errstate(divide="ignore"):
-        k.close(counts, [counted.sum(), 1 / counted.sum() if counted.any() else np.inf], scale=1) if rows else None
-    k.launch("mean_loss", got, counts, mean, rows, types=())
-    if rows:
-        k.close(mean, [loss.sum() / counted.sum()], what="mean", scale=10)
-    else:
-        assert np.isnan(mean[0])
-
-    fused, factor, error = k.empty((rows,)), k.given([64.0]), np.zeros(1, np.uint32)
-    k.launch("cross_entropy", logits, targets, fused, counts[1:], factor, error, rows, classes, width, ignore)
-    k.close(fused, loss, what="fused loss", scale=10)
-    k.close(logits, slope * (wide(counts[1:]) * 64 if rows else 0), "T", what="in place", scale=64 / max(rows, 1))
-    assert error[0] == (2 if rows > 2 else 0)
+    k.launch("cross_entropy_backward", logits, targets, lse, g, logits, rows, classes, width, stride, ignore)
+    np.testing.assert_array_equal(wide(logits), wide(gradient))
 
 
 # ---- embedding, heads ------------------------------------------------------------------------------------------------
@@ -293,11 +309,9 @@ def embedding(k, rows, width):
     if rows > 2:
         ids[0], ids[2] = vocabulary, -1
     found = (ids >= 0) & (ids < vocabulary)
-    table, out, error = k.normal(vocabulary, width, letter="U"), k.empty((rows, width), "T"), np.zeros(1, np.uint32)
-    k.launch("embedding_forward", table, ids, out, error, rows, width, vocabulary)
-    want = np.where(found[:, None], wide(table)[np.where(found, ids, 0)], 0)
-    k.close(out, want, "T")
-    assert error[0] == (1 if rows > 2 else 0)
+    table, out = k.normal(vocabulary, width, letter="T"), k.empty((rows, width), "T")
+    k.launch("embedding_forward", table, ids, out, rows, width, vocabulary)
+    np.testing.assert_array_equal(out, np.where(found[:, None], table[np.where(found, ids, 0)], 0))
 
 
 def embedding_backward(k, rows, width):
@@ -359,24 +373,17 @@ def heads(k, rows, width):
 
 
 def adamw(k, rows, width):
-    """Three steps against reference.adamw_block in float64: with clipping, without, and one that is skipped."""
+    """Three steps against reference.adamw_block in float64: with clipping, without, and one that is left out."""
     n, decayed = rows * width, rows * width // 3
     p, m, v = k.normal(n), k.given(np.zeros(n)), k.given(np.zeros(n))
     expected = [wide(a) for a in (p, m, v)]
     options = dict(lr=0.02, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
-    for step, max_norm in ((1, 0.5), (2, math.inf), (3, None)):
-        g, shadow, clip = k.normal(n, scale=4), k.empty((n,), "U"), k.empty((3,))
+    for step, clip in ((1, (0.5, 0)), (2, (1, 0)), (3, None)):
+        g, shadow = k.normal(n, scale=4), k.empty((n,), "U")
         hyper = k.given(adamw_hyper(**options, step=step, gradient_scale=0.25))
-        total = wide(g) * 0.25
-        norm = math.sqrt((total**2).sum())
-        if max_norm is not None:
-            partial = np.full(square_partials(n, 4), np.nan)
-            k.launch("sum_of_squares", g, partial, n, types=("float32",))
-            k.launch("clip_factor", partial, hyper[7:], clip, len(partial), max_norm, 1, types=())
-            factor = min(1, max_norm / (norm + 1e-6))
-            k.close(clip, [norm, factor, 0], what="clip")
-            total *= factor
-        k.launch("adamw", p, g, m, v, shadow, hyper, clip if max_norm is not None else None, n, decayed)
+        total = wide(g) * 0.25 * (clip[0] if clip else 1)
+        clip = clip and k.given(clip)
+        k.launch("adamw", p, g, m, v, shadow, hyper, clip, n, decayed)
         for part, decay in ((slice(0, decayed), 0.1), (slice(decayed, n), 0.0)):
             blocks = [a[part] for a in expected]
             adamw_block(np, blocks[0], total[part], *blocks[1:], np.empty_like(blocks[0]), step=step,
@@ -384,16 +391,23 @@ def adamw(k, rows, width):
         for got, want, what in zip((p, m, v), expected, ("p", "exp_avg", "exp_avg_sq"), strict=True):
             k.close(got, want, what=what)
         k.close(shadow, wide(p), "U", what="shadow")
-    if not n:
-        return
-    before, g[0] = p.copy(), np.inf
-    k.launch("sum_of_squares", g, partial, n, types=("float32",))
-    k.launch("clip_factor", partial, None, clip, len(partial), 1.0, 1, types=())
+    before = p.copy()
     for shadow in (None, k.empty((n,), "U")):
-        k.launch("adamw", p, g, m, v, shadow, hyper, clip, n, decayed)
+        k.launch("adamw", p, g, m, v, shadow, hyper, k.given([1, 1]), n, decayed)
         np.testing.assert_array_equal(p, before)
     k.close(shadow, wide(p), "U", what="shadow")
-    assert clip[2] == 1
+
+
+def unscale(k, rows, width):
+    inverse = k.given([0.25])
+    for bad in (None, np.inf, -np.inf, np.nan):
+        g, found = k.normal(rows, width, letter="T"), np.zeros(1, np.int32)
+        if bad and g.size:
+            g[-1, -1] = bad
+        want = wide(g) * 0.25
+        k.launch("unscale", g, inverse, found, g.size)
+        k.close(g, want, "T")
+        assert found[0] == bool(bad and g.size)
 
 
 def sum_of_squares(k, rows, width):
@@ -405,22 +419,23 @@ def sum_of_squares(k, rows, width):
 
 
 CASES = {
-    "cast": cast,
-    "add": add,
-    "fill": fill,
     "dropout": dropout,
+    "note_outside": note_outside,
     "bias_add": bias_add,
     "column_sum": column_sum,
     "swiglu_forward": swiglu,
     "layer_norm_forward": norm,
     "rms_norm_forward": norm,
     "softmax_forward": softmax,
-    "cross_entropy": cross_entropy,
+    "row_softmax_forward": row_softmax,
+    "row_log_softmax_forward": row_softmax,
+    "cross_entropy_forward": cross_entropy,
     "embedding_forward": embedding,
     "embedding_backward_sorted": embedding_backward,
     "copy_heads": heads,
     "rotary": heads,
     "sum_of_squares": sum_of_squares,
+    "unscale": unscale,
     "adamw": adamw,
     **{f"{name}_forward": activation_forward for name in ACTIVATIONS},
     **{f"{name}_backward": activation_backward for name in ACTIVATIONS},
@@ -431,7 +446,8 @@ WITHIN = {  # kernels that have no case of their own: launched by the case of an
     "layer_norm_backward": "layer_norm_forward",
     "rms_norm_backward": "rms_norm_forward",
     "softmax_backward": "softmax_forward",
-    **dict.fromkeys(("cross_entropy_forward", "cross_entropy_backward", "count_targets", "mean_loss"), "cross_entropy"),
+    "row_softmax_backward": "row_softmax_forward",
+    "row_log_softmax_backward": "row_log_softmax_forward",
+    "cross_entropy_backward": "cross_entropy_forward",
     "embedding_backward_atomic": "embedding_backward_sorted",
-    "clip_factor": "adamw",
 }

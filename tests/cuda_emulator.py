@@ -1,7 +1,7 @@
 """The CUDA kernels on the CPU: g++ compiles their source as it is against the headers in cuda_emulation/.
 
     emulator = Emulator()
-    emulator.launch("cast", ("float32", "bfloat16"), x, y, x.size)      arguments as in the table, on NumPy arrays
+    emulator.launch("gelu_forward", "bfloat16", x, y, x.size)      arguments as in the table, on NumPy arrays
 
 `launch` takes grid and block from the table, as on a GPU; `run` takes them from the caller. Builds are kept by the hash
 of all they depend on, in TENSORGRAD_CACHE or the user's cache folder.

@@ -47,14 +47,18 @@ class Runner:
         self.launcher.launch(name, self.types if types is None else types, *values)
 
     def close(self, got, want, letter="float32", scale=None, what=""):
-        """Is `got` what `want` (float64) rounds to, up to the noise of float32 sums of size `scale`?"""
+        """Is `got` what `want` (float64) rounds to, up to the noise of float32 sums of size `scale`? Infinities and NaN
+        must be where `want` has them."""
         want = np.broadcast_to(np.asarray(want, np.float64), got.shape)
         if not got.size:
             return
+        got, odd = wide(got), ~np.isfinite(want)
+        np.testing.assert_array_equal(got[odd], want[odd], what or letter)
+        want = np.where(odd, 0, want)
         if scale is None:
             scale = np.abs(want).max()
         allowed = ROUNDING[self.letters.get(letter, letter)] * np.abs(want) + NOISE * scale + 1e-7
-        error = np.abs(got.astype(np.float64) - want)
+        error = np.where(odd, 0, np.abs(got - want))
         worst = np.unravel_index(np.argmax(np.nan_to_num(error / allowed, nan=np.inf)), got.shape)
         times = error[worst] / allowed[worst]
         assert (error <= allowed).all(), (

@@ -106,9 +106,9 @@ def test_cupy_compiles_the_kernels_without_a_gpu():
 
     from tensorgrad.kernels.cuda.signatures import KERNELS, source
 
-    for name in ("layer_norm_forward", "softmax_backward", "adamw"):
+    for name in ("layer_norm_forward", "softmax_backward", "adamw", "note_outside"):
         kernel = KERNELS[name]
-        expression = kernel.expression(kernel.types[1])
+        expression = kernel.expression(kernel.types[-1])
         try:
             options = core.assemble_cupy_compiler_options(("-std=c++17",))
             program = compiler._NVRTCProgram(source(kernel.source), "k.cu", name_expressions=(expression,),
@@ -134,13 +134,13 @@ def test_launcher_gives_cupy_what_it_takes():
             return lambda grid, block, args, shared_mem=0: calls.append((grid, block, args, shared_mem))
 
     launcher = CupyLauncher(type("cupy", (), {"RawModule": Module}))
-    x, y = standin.ones((4, 8), np.float32), standin.empty((4, 8), np.float32)
+    x, g, dx = (standin.empty((4, 8), np.float32) for _ in range(3))
     for _ in range(2):
-        launcher.launch("gelu_forward", "float32", x, None, y, 4, 8)
-    launcher.launch("gelu_forward", "float32", x, None, y, 0, 8)  # nothing to do
-    assert compiled == [("gelu_forward<float>",)] and len(calls) == 2
+        launcher.launch("gelu_backward", "float32", x, g, dx, None, 4, 8)
+    launcher.launch("gelu_backward", "float32", x, g, dx, None, 0, 8)  # nothing to do
+    assert compiled == [("gelu_backward<float>",)] and len(calls) == 2
     grid, block, args, shared = calls[0]
-    assert len(grid) == len(block) == 3 and shared == 0 and args[0] is x and args[2] is y
-    assert [type(a) for a in args[1:2] + args[3:]] == [np.uint64, np.int64, np.int32]
-    with pytest.raises(TypeError, match="gelu_forward takes 5 arguments"):
-        launcher.launch("gelu_forward", "float32", x, y, 4, 8)
+    assert len(grid) == len(block) == 3 and shared == 0 and args[0] is x and args[2] is dx
+    assert [type(a) for a in args[3:]] == [np.uint64, np.int64, np.int32]
+    with pytest.raises(TypeError, match="gelu_backward takes 6 arguments"):
+        launcher.launch("gelu_backward", "float32", x, g, dx, 4, 8)

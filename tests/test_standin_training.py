@@ -303,7 +303,7 @@ def test_device_out_of_range(gpu, monkeypatch):  # noqa: F811
 # ---- with the CUDA kernels, emulated ---------------------------------------------------------------------------------
 
 ALWAYS = {"softmax_forward", "softmax_backward", "cross_entropy_forward", "cross_entropy_backward", "adamw",
-          "sum_of_squares", "embedding_backward_atomic"}
+          "sum_of_squares", "embedding_forward", "embedding_backward_atomic", "note_outside", "copy_heads"}
 EXPECTED = {
     "gpt2": {"layer_norm_forward", "layer_norm_backward", "gelu_forward", "gelu_backward", "bias_add", "column_sum"},
     "llama": {"rms_norm_forward", "rms_norm_backward", "swiglu_forward", "swiglu_backward", "rotary"},

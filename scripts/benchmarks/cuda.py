@@ -312,6 +312,8 @@ def kernels(spec):
     h = best.gelu(xp, wide, "none")
     add("gelu", lambda: best.gelu(xp, wide, "none"), moved=2 * wide.nbytes)
     add("gelu backward", lambda: best.gelu_backward(xp, wide, h, wide, "none"), moved=3 * wide.nbytes)
+    add("softmax", lambda: best.softmax(xp, wide, 1), moved=2 * wide.nbytes)
+    add("softmax backward", lambda: best.softmax_backward(xp, h, wide, 1), moved=3 * wide.nbytes)
     few = max(n // 8, 1)  # the logits of all tokens are large
     logits, ids = array(few, size.vocab), place.asarray(rng.integers(0, size.vocab, few))
     loss, lse, counted = best.cross_entropy(xp, logits, ids, -100)

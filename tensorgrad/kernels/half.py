@@ -47,6 +47,9 @@ class HalfRoutines:
         self.__dict__[name] = run  # found at once from now on
         return run
 
+    def embedding(self, xp, weight, ids):
+        return self._base.embedding(xp, weight, ids)  # rows are only moved
+
     def swiglu_backward(self, xp, gate, value, g, dgate, dvalue):
         gradients = [xp.empty(a.shape, np.float32) for a in (dgate, dvalue)]
         self._base.swiglu_backward(xp, *(a.astype(np.float32) for a in (gate, value, g)), *gradients)

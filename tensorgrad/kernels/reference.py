@@ -249,6 +249,11 @@ def cross_entropy_backward(xp, logits, target, lse, counted, g, out=None):
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 
+def embedding(xp, weight, ids):
+    """The rows of `weight` (rows, width) with the numbers `ids` (any shape): ids.shape + (width,)."""
+    return xp.take(weight, ids, axis=0)
+
+
 def embedding_backward(device, ids, g, rows, into=None):
     """Sum the rows of g (n, width) that belong to each of `rows` embeddings: a one-hot product for small tables,
     else scattered additions on the flattened table (repeated ids add up either way). `into` as in linear_backward."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from .blocks import BLOCK
 
-__all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares", "unless"]
+__all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares", "unless", "unscale"]
 
 # ---- optimizer and gradient norm -------------------------------------------------------------------------------------
 
@@ -91,6 +91,16 @@ def sum_of_squares(xp, x):
 def scale(xp, x, factor):
     """x *= factor, in place."""
     x *= factor
+
+
+def unscale(xp, x, inverse, found):
+    """x *= inverse (0-d, float32), in place, for a flat array; `found` (0-d, int32) becomes 1 where one of its numbers
+    was not finite."""
+    block = BLOCK if xp is np else x.size
+    for i in range(0, x.size, block):
+        part = x[i : i + block]
+        found |= ~xp.isfinite(part).all()
+        xp.multiply(part, inverse, out=part, casting="unsafe")  # 16 bits through float32
 
 
 def add(a, b, out=None):

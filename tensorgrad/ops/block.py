@@ -2,10 +2,10 @@
 
 from ..engine import Op, apply, modes, wrap
 from . import composed
-from .nn import Fused, best
+from .nn import Activation, Fused, best
 
 
-class Swiglu(Fused):
+class Swiglu(Activation):
     """silu(gate) * value, of two tensors or of the halves of one's last dimension."""
 
     def forward(ctx, x, value=None):
@@ -21,7 +21,7 @@ class Swiglu(Fused):
         gradients = [ctx.xp.empty(a.shape, a.dtype) for a in saved]
         gate, value = _gate_and_value(*saved)
         rows = g.reshape(gate.shape)
-        best(ctx, gate).swiglu_backward(ctx.xp, gate, value, rows, *_gate_and_value(*gradients))
+        ctx.differentiate("swiglu_backward", gate, value, rows, *_gate_and_value(*gradients))
         return gradients
 
 
@@ -34,7 +34,7 @@ def _gate_and_value(x, value=None):
     return rows[:, :half], rows[:, half:]
 
 
-class Relu2(Fused):
+class Relu2(Activation):
     """max(0, x)^2."""
 
     def forward(ctx, x):
@@ -45,7 +45,7 @@ class Relu2(Fused):
         return composed.relu2(x)
 
     def gradient(ctx, saved, g):
-        return [best(ctx, g).relu2_backward(ctx.xp, *saved, g)]
+        return [ctx.differentiate("relu2_backward", *saved, g)]
 
 
 class Rotary(Op):

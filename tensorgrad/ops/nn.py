@@ -1,5 +1,7 @@
 """Operations of neural networks that run as one routine of `kernels/` each way."""
 
+from weakref import ref
+
 from .. import dtypes
 from ..engine import Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
@@ -57,6 +59,8 @@ class Linear(Fused):
     """x (..., in) @ weight (out, in)^T + bias. `half`: the weight as 16-bit array, where x has 16 bits and weight and
     bias more; their gradients keep the width."""
 
+    summed = None  # (weak reference to a gradient, its writes, its sums over rows), from the activation behind
+
     def forward(ctx, x, weight, bias=None, half=None):
         ctx.half = half
         ctx.save(*((x, weight) if bias is None else (x, weight, bias)))
@@ -70,22 +74,59 @@ class Linear(Fused):
     def define(ctx, *inputs):
         return composed.linear(*(t.to(inputs[0].dtype) for t in inputs))
 
+    @property
+    def wants_sums(ctx):
+        """Is there a bias whose gradient is wanted, the sums over the rows of this node's gradient?"""
+        return len(ctx.parents) == 3 and ctx.parents[2] is not None
+
+    def backward(ctx, g):
+        (known, writes, sums), ctx.summed = ctx.summed or (None, 0, None), None
+        ctx.sums = sums if known is not None and known() is g and writes == g.version()[0] else None
+        return super().backward(g)
+
     def gradient(ctx, saved, g):
         x, weight = saved[:2]
         rows = x.reshape(-1, weight.shape[1])
-        into = ctx.direct(1)
+        into, needs = ctx.direct(1), ctx.needs
+        if ctx.sums is not None:
+            needs[2] = False
         dx, dw, db = best(ctx, x).linear_backward(
             ctx.xp,
             rows,
             weight if ctx.half is None else ctx.half,
             g.reshape(-1, weight.shape[0]),
-            ctx.needs,
+            needs,
             into,
         )
+        db, ctx.sums = db if ctx.sums is None else ctx.sums, None
         return (None if dx is None else dx.reshape(x.shape), dw, db)[: len(ctx.parents)]
 
 
-class Gelu(Fused):
+class Activation(Fused):
+    """A nonlinearity. Where it stands behind a linear layer and its device's routine (with `sums`) adds up the rows of
+    the gradient on the way, the layer gets the sums, its bias's gradient, together with the gradient; it need not be
+    read again for them."""
+
+    def differentiate(ctx, routine, *arguments):
+        """What the routine of this name returns; its sums are kept for `backward`."""
+        routines, layer = best(ctx, arguments[0]), ctx.parents[0]
+        run = getattr(routines, routine)
+        behind = len(ctx.parents) == 1 and layer.__class__ is Linear and layer.wants_sums
+        if not behind or not getattr(routines, "SUMS_COLUMNS", False):
+            return run(ctx.xp, *arguments)
+        result, ctx.sums = run(ctx.xp, *arguments, sums=True)
+        return result
+
+    def backward(ctx, g):
+        ctx.sums = None
+        result = super().backward(g)
+        if ctx.sums is not None:
+            ctx.parents[0].summed = ref(result[0]), result[0].version()[0], ctx.sums
+            ctx.sums = None
+        return result
+
+
+class Gelu(Activation):
     def forward(ctx, x, approximate):
         ctx.approximate = approximate
         y = best(ctx, x).gelu(ctx.xp, x, approximate)
@@ -96,10 +137,10 @@ class Gelu(Fused):
         return composed.gelu(x, ctx.approximate)
 
     def gradient(ctx, saved, g):
-        return [best(ctx, g).gelu_backward(ctx.xp, *saved, g, ctx.approximate)]
+        return [ctx.differentiate("gelu_backward", *saved, g, ctx.approximate)]
 
 
-class Silu(Fused):
+class Silu(Activation):
     def forward(ctx, x):
         ctx.save(x)
         return best(ctx, x).silu(ctx.xp, x)
@@ -108,7 +149,7 @@ class Silu(Fused):
         return composed.silu(x)
 
     def gradient(ctx, saved, g):
-        return [best(ctx, g).silu_backward(ctx.xp, *saved, g)]
+        return [ctx.differentiate("silu_backward", *saved, g)]
 
 
 class Relu(Op):
@@ -226,7 +267,7 @@ class Embedding(Fused):
         ctx.padding, ctx.rows = padding, weight.shape[0]
         ctx.save(ids)
         ctx.device.check_range("embedding: id", ids, len(weight), f"a table of {len(weight)} rows")
-        return ctx.xp.take(weight, ids, axis=0)
+        return best(ctx, weight).embedding(ctx.xp, weight, ids)
 
     def backward(ctx, g):
         (ids,) = ctx.saved

@@ -72,7 +72,12 @@ inline void __syncwarp(unsigned = 0xffffffffu) { emulation::sync_warp(); }
 
 // ---- atomics and mathematics -----------------------------------------------------------------------------------------
 
-inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_RELAXED); }
+inline int atomicOr(int* at, int x) { return __atomic_fetch_or(at, x, __ATOMIC_RELAXED); }
+inline long long atomicMax(long long* at, long long x) {
+    long long seen = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (seen < x && !__atomic_compare_exchange_n(at, &seen, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    return seen;
+}
 inline float atomicAdd(float* at, float x) {
     auto* word = reinterpret_cast<unsigned*>(at);
     unsigned seen = __atomic_load_n(word, __ATOMIC_RELAXED), wanted;

@@ -41,5 +41,5 @@ def float32(xp, x):
 def finish(xp, partial):
     """The sum over strips, float32 (width,)."""
     out = xp.empty(partial.shape[1], np.float32)
-    launch(xp, "column_sum_finish", "float32", partial, out, *partial.shape, 0)
+    launch(xp, "column_sum_finish", (), partial, out, *partial.shape)
     return out

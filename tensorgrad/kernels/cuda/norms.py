@@ -31,7 +31,7 @@ def _layer_norm(xp, kind, x, r, weight, bias, eps):
     x, r, total = _summands(xp, x, r)
     y, (mean, rstd) = xp.empty(x.shape, x.dtype), (xp.empty((len(x), 1), np.float32) for _ in range(2))
     weight, bias = float32(xp, weight), float32(xp, bias)
-    launch(xp, "layer_norm_forward", (kind, kind), x, r, weight, bias, total, y, mean, rstd, *x.shape, eps)
+    launch(xp, "layer_norm_forward", kind, x, r, weight, bias, total, y, mean, rstd, *x.shape, eps)
     return y, mean, rstd, total
 
 
@@ -61,8 +61,8 @@ def _layer_norm_backward(xp, kind, x, weight, mean, rstd, g, gtotal, affine):
     if affine:
         sums = [xp.empty((norm_strips(len(x)), x.shape[1]), np.float32) for _ in range(2)]
     launch(
-        xp, "layer_norm_backward", (kind, kind),
-        x, float32(xp, weight), mean, rstd, g, gtotal, dx, None, *sums, *x.shape,
+        xp, "layer_norm_backward", kind,
+        x, float32(xp, weight), mean, rstd, g, gtotal, dx, *sums, *x.shape,
     )  # fmt: skip
     return dx, *(None if s is None else finish(xp, s) for s in sums)
 
@@ -84,7 +84,7 @@ def add_rms_norm(xp, x, r, weight, eps):
 def _rms_norm(xp, kind, x, r, weight, eps):
     x, r, total = _summands(xp, x, r)
     y, rstd = xp.empty(x.shape, x.dtype), xp.empty((len(x), 1), np.float32)
-    launch(xp, "rms_norm_forward", (kind, kind), x, r, float32(xp, weight), total, y, rstd, *x.shape, eps)
+    launch(xp, "rms_norm_forward", kind, x, r, float32(xp, weight), total, y, rstd, *x.shape, eps)
     return y, rstd, total
 
 
@@ -107,8 +107,8 @@ def _rms_norm_backward(xp, kind, x, weight, rstd, g, gtotal, affine):
     dx = xp.empty(x.shape, x.dtype)
     partial = xp.empty((norm_strips(len(x)), x.shape[1]), np.float32) if affine else None
     launch(
-        xp, "rms_norm_backward", (kind, kind),
-        x, float32(xp, weight), rstd, g, gtotal, dx, None, partial, *x.shape,
+        xp, "rms_norm_backward", kind,
+        x, float32(xp, weight), rstd, g, gtotal, dx, partial, *x.shape,
     )  # fmt: skip
     return dx, None if partial is None else finish(xp, partial)
 

@@ -71,7 +71,7 @@ def column_sum(xp, g):
     kind = kernels(xp, g)
     if kind is None or not g.flags.c_contiguous:
         return g.sum(axis=0, dtype=np.float64 if g.dtype == np.float64 else np.float32)
-    partial = xp.empty((tile_strips(*g.shape, g.itemsize), g.shape[1]), np.float32)
+    partial = _partial(xp, g.itemsize, *g.shape)
     launch(xp, "column_sum", kind, g, partial, *g.shape)
     return finish(xp, partial)
 
@@ -89,24 +89,35 @@ def matmul(xp, a, b):
 # ---- activations -----------------------------------------------------------------------------------------------------
 
 
+SUMS_COLUMNS = True  # the backward of activations can add up its result's rows on the way: `sums`
+
+
 def _forward(xp, name, x, fallback):
     kind = kernels(xp, x)
     if kind is None:
         return fallback()
     x = whole(xp, x)
     y = xp.empty(x.shape, x.dtype)
-    launch(xp, name + "_forward", kind, x, None, y, *rows(x))
+    launch(xp, name + "_forward", kind, x, y, x.size)
     return y
 
 
-def _backward(xp, name, x, g, fallback):
+def _backward(xp, name, x, g, sums, fallback):
+    """The gradient; with `sums` a pair, its sums over all but the last dimension beside it, float32 (None where no
+    kernel adds them up)."""
     kind = kernels(xp, x)
     if kind is None:
-        return fallback()
+        return (fallback(), None) if sums else fallback()
     x, g = whole(xp, x), whole(xp, g, x.dtype)
     dx = xp.empty(x.shape, x.dtype)
-    launch(xp, name + "_backward", kind, x, None, g, dx, None, *rows(x))
-    return dx
+    partial = _partial(xp, x.itemsize, *rows(x)) if sums else None
+    launch(xp, name + "_backward", kind, x, g, dx, partial, *rows(x))
+    return (dx, finish(xp, partial)) if sums else dx
+
+
+def _partial(xp, itemsize, rows, width, columns=1):
+    """Room for the sums over strips of rows of `columns` matrices (rows, width) side by side."""
+    return xp.empty((tile_strips(rows, width, itemsize), columns * width), np.float32)
 
 
 def gelu(xp, x, approximate):
@@ -114,25 +125,25 @@ def gelu(xp, x, approximate):
     return _forward(xp, name, x, lambda: other(x).gelu(xp, x, approximate))
 
 
-def gelu_backward(xp, x, y, g, approximate):
+def gelu_backward(xp, x, y, g, approximate, sums=False):
     name = "gelu_tanh" if approximate == "tanh" else "gelu"
-    return _backward(xp, name, x, g, lambda: other(x).gelu_backward(xp, x, y, g, approximate))
+    return _backward(xp, name, x, g, sums, lambda: other(x).gelu_backward(xp, x, y, g, approximate))
 
 
 def silu(xp, x):
     return _forward(xp, "silu", x, lambda: other(x).silu(xp, x))
 
 
-def silu_backward(xp, x, g):
-    return _backward(xp, "silu", x, g, lambda: other(x).silu_backward(xp, x, g))
+def silu_backward(xp, x, g, sums=False):
+    return _backward(xp, "silu", x, g, sums, lambda: other(x).silu_backward(xp, x, g))
 
 
 def relu2(xp, x):
     return _forward(xp, "relu2", x, lambda: other(x).relu2(xp, x))
 
 
-def relu2_backward(xp, x, g):
-    return _backward(xp, "relu2", x, g, lambda: other(x).relu2_backward(xp, x, g))
+def relu2_backward(xp, x, g, sums=False):
+    return _backward(xp, "relu2", x, g, sums, lambda: other(x).relu2_backward(xp, x, g))
 
 
 def _stride(*arrays):
@@ -150,13 +161,46 @@ def swiglu(xp, gate, value):
     return y
 
 
-def swiglu_backward(xp, gate, value, g, dgate, dvalue):
+def swiglu_backward(xp, gate, value, g, dgate, dvalue, sums=False):
+    """With `sums`, the sums are those of the rows of dgate and, behind them, of dvalue."""
     kind, stride = kernels(xp, gate), _stride(gate, value, dgate, dvalue)
     if kind is None or stride is None:
         other(gate).swiglu_backward(xp, gate, value, g, dgate, dvalue)
-    else:
-        g = whole(xp, g, gate.dtype)
-        launch(xp, "swiglu_backward", kind, gate, value, g, dgate, dvalue, *gate.shape, stride)
+        return (None, None) if sums else None
+    g = whole(xp, g, gate.dtype)
+    partial = _partial(xp, g.itemsize, *gate.shape, columns=2) if sums else None
+    launch(xp, "swiglu_backward", kind, gate, value, g, dgate, dvalue, partial, *gate.shape, stride)
+    return (None, finish(xp, partial)) if sums else None
+
+
+# ---- softmax ---------------------------------------------------------------------------------------------------------
+
+
+def _along(xp, name, dim, arrays, fallback):
+    """A kernel of rows on arrays whose rows lie along `dim`; where that is not the last, copies have it last."""
+    kind = kernels(xp, arrays[0])
+    if kind is None:
+        return fallback()
+    moved = [whole(xp, a.swapaxes(dim, -1), arrays[0].dtype) for a in arrays]
+    out = xp.empty(moved[0].shape, moved[0].dtype)
+    launch(xp, name, kind, *moved, out, *rows(out))
+    return whole(xp, out.swapaxes(dim, -1))
+
+
+def softmax(xp, x, dim):
+    return _along(xp, "row_softmax_forward", dim, (x,), lambda: other(x).softmax(xp, x, dim))
+
+
+def softmax_backward(xp, y, g, dim):
+    return _along(xp, "row_softmax_backward", dim, (y, g), lambda: other(y).softmax_backward(xp, y, g, dim))
+
+
+def log_softmax(xp, x, dim):
+    return _along(xp, "row_log_softmax_forward", dim, (x,), lambda: other(x).log_softmax(xp, x, dim))
+
+
+def log_softmax_backward(xp, y, g, dim):
+    return _along(xp, "row_log_softmax_backward", dim, (y, g), lambda: other(y).log_softmax_backward(xp, y, g, dim))
 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------
@@ -169,7 +213,7 @@ def dropout(device, x, p, identity):
         return other(x).dropout(device, x, p, identity)
     x = whole(xp, x)
     y = xp.empty(x.shape, x.dtype)
-    launch(xp, "dropout", kind, x, y, x.size, *dropout_key(p, identity), 0, 1 / (1 - p))
+    launch(xp, "dropout", kind, x, y, x.size, *dropout_key(p, identity), 1 / (1 - p))
     return y
 
 
@@ -191,8 +235,7 @@ def cross_entropy(xp, logits, target, ignore_index):
     rows, classes = logits.shape
     target = whole(xp, target, np.int64)
     loss, lse = xp.empty(rows, np.float32), xp.empty((rows, 2), np.float32)
-    arguments = (loss, lse, _error_word(xp), rows, classes, stride, ignore_index)
-    launch(xp, "cross_entropy_forward", kind, logits, target, *arguments)
+    launch(xp, "cross_entropy_forward", kind, logits, target, loss, lse, rows, classes, stride, ignore_index)
     return loss, lse, target != ignore_index
 
 
@@ -222,18 +265,16 @@ def _holds(x, stride):
     return x.data.ptr == whole.data.ptr and whole.nbytes >= len(x) * stride * x.itemsize
 
 
-_error_words = {}
-
-
-def _error_word(xp):
-    """Where kernels note ids that are out of range, which they skip; `Device.check_range` reports them."""
-    key = xp, xp.cuda.Device().id
-    if key not in _error_words:
-        _error_words[key] = xp.zeros(1, np.uint32)
-    return _error_words[key]
-
-
 # ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+def embedding(xp, weight, ids):
+    kind = kernels(xp, weight)
+    if kind is None or not weight.flags.c_contiguous:
+        return reference.embedding(xp, weight, ids)
+    out = xp.empty((*ids.shape, weight.shape[1]), weight.dtype)
+    launch(xp, "embedding_forward", kind, weight, whole(xp, ids, np.int64), out, ids.size, *weight.shape[::-1])
+    return out
 
 
 def embedding_backward(device, ids, g, rows, into=None):
@@ -303,9 +344,10 @@ def adamw(xp, p, grad, exp_avg, exp_avg_sq, *, lr, betas, eps, weight_decay, ste
         return
     clip = None
     if found_inf is not None or not isinstance(grad_scale, int | float):
-        clip = xp.zeros(3, np.float32)  # norm, factor, leave out?
-        clip[1] = grad_scale
-        clip[2] = 0.0 if found_inf is None else found_inf
+        clip = xp.zeros(2, np.float32)  # factor, leave out?
+        clip[0] = grad_scale
+        if found_inf is not None:
+            clip[1] = found_inf
         grad_scale = 1.0
     if isinstance(step, int):
         hyper = xp.asarray(adamw_hyper(**options, gradient_scale=grad_scale))
@@ -334,16 +376,8 @@ def sum_of_squares(xp, x):
     return partial.sum()
 
 
-# ---- what the reference does for all dtypes --------------------------------------------------------------------------
-
-
-def _as_reference(name):
-    def run(*arguments):
-        return getattr(other(next(a for a in arguments if hasattr(a, "astype"))), name)(*arguments)
-
-    run.__name__ = name
-    return run
-
-
-for _name in ("softmax", "softmax_backward", "log_softmax", "log_softmax_backward"):
-    globals()[_name] = _as_reference(_name)
+def unscale(xp, x, inverse, found):
+    kind = kernels(xp, x)
+    if kind is None or not x.flags.c_contiguous:
+        return reference.unscale(xp, x, inverse, found)
+    launch(xp, "unscale", kind, x, inverse, found, x.size)

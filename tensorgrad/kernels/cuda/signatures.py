@@ -1,11 +1,10 @@
-"""Every CUDA kernel in one table: where it is, its types and arguments, how it is launched, what it has to move.
+"""Every CUDA kernel in one table: where it is, its types and arguments, how it is launched.
 
     k = KERNELS["layer_norm_forward"]
     k.expression(("bfloat16", "float32"))     "layer_norm_forward<__nv_bfloat16, float>", to instantiate it
     source(k.source)                          the file's text with its includes in it, to compile
-    bound = k.bind(types, values)             values by name and item sizes, for the two rules:
+    bound = k.bind(types, values)             values by name and item sizes, for the rule
     k.geometry(bound)                         (grid, block, bytes of dynamic shared memory)
-    k.moved(bound)                            bytes that must be read and written at least
 
 A grid with a 0 in it means that there is nothing to do: do not launch. Launchers pass None for an absent pointer as 0,
 pass pointers of arrays without looking at their strides, and give each scalar the dtype of its Argument.
@@ -57,10 +56,9 @@ class Kernel:
     types: tuple
     arguments: tuple
     geometry: object
-    moved: object
 
     def expression(self, types):
-        """The C++ name of an instance, e.g. "cast<float, __half>"."""
+        """The C++ name of an instance, e.g. "adamw<__half>"."""
         return f"{self.name}<{', '.join(CPP[t] for t in types)}>" if self.template else self.name
 
     def dtype(self, argument, types):
@@ -68,7 +66,7 @@ class Kernel:
         return dict(zip(self.template, types, strict=True)).get(argument.dtype, argument.dtype)
 
     def bind(self, types, values):
-        """What geometry and moved look at: scalars by name, True or False for pointers, the item size for letters."""
+        """What geometry looks at: scalars by name, True or False for pointers, the item size for letters."""
         if len(values) != len(self.arguments):
             names = ", ".join(a.name for a in self.arguments)
             raise TypeError(f"{self.name} takes {len(self.arguments)} arguments ({names}), not {len(values)}")
@@ -99,8 +97,11 @@ def _up(n, multiple):
 
 
 def _flat(item):
-    """A grid-stride loop, one pack of 16 bytes per thread and turn; `item` says which type is the smaller."""
+    """A grid-stride loop, one pack of 16 bytes per thread and turn; `item`: the size of an element."""
     return lambda s: ((min(_up(s.n, 256 * 16 // item(s)), 4 * WAVE), 1, 1), (256, 1, 1), 0)
+
+
+_of_T = _flat(lambda s: s.T)
 
 
 def _row_per_warp(s):
@@ -130,19 +131,15 @@ def norm_strips(rows):
 
 def _norm_backward(sums):
     def rule(s):
-        block = _threads(_up(s.width * min(s.T, s.R), 16), 256)
+        block = _threads(_up(s.width * s.T, 16), 256)
         return (norm_strips(s.rows), 1, 1), (block, 1, 1), sums * s.width * 4 * (s.width <= SHARED_COLUMNS)
 
     return rule
 
 
-def _row_per_block(s):
-    block = _threads(_up(s.stride * s.T, 4 * 16), 512)  # about four packs of 16 bytes per thread
-    return (s.rows, 1, 1), (block, 1, 1), 0
-
-
-def _one_block(s):
-    return (1, 1, 1), (1024, 1, 1), 0
+def _row_per_block(width):
+    """About four packs of 16 bytes per thread; `width` says how long a row is."""
+    return lambda s: ((s.rows, 1, 1), (_threads(_up(width(s) * s.T, 4 * 16), 512), 1, 1), 0)
 
 
 def _heads(share):
@@ -152,12 +149,6 @@ def _heads(share):
         (256, 1, 1),
         0,
     )
-
-
-def _visible(s):
-    """Columns of scores that a query sees, on average."""
-    seen = (min(max(q + s.offset + 1, 0), s.keys) for q in range(s.queries))
-    return sum(seen) / max(s.queries, 1)
 
 
 def square_partials(n, itemsize):
@@ -176,13 +167,11 @@ def adamw_hyper(lr, betas, eps, weight_decay, step, gradient_scale=1.0):
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 ONE = (("float32",), ("bfloat16",), ("float16",))
-PAIRS = tuple((a, b) for a in CPP for b in CPP)
 NONE = ((),)
-STREAM = (*((t, t) for t in CPP), ("bfloat16", "float32"), ("float16", "float32"))  # (T, R), see norm.cu
 KERNELS = {}
 
 
-def _kernel(name, file, template, types, parameters, geometry, moved):
+def _kernel(name, file, template, types, parameters, geometry):
     """Add a row; `parameters` is written as in the source, with ? behind the name of a pointer that may be null."""
     arguments = []
     for text in parameters.split(","):
@@ -197,89 +186,70 @@ def _kernel(name, file, template, types, parameters, geometry, moved):
                 word.endswith("?"),
             )
         )
-    KERNELS[name] = Kernel(name, file, tuple(template), types, tuple(arguments), geometry, moved)
+    KERNELS[name] = Kernel(name, file, tuple(template), types, tuple(arguments), geometry)
 
 
-_small = lambda s: min(s.T, s.U)  # noqa: E731
-_kernel(
-    "cast", "elementwise.cu", "TU", tuple(p for p in PAIRS if p[0] != p[1]), "const T* x, U* y, long long n",
-    _flat(_small), lambda s: s.n * (s.T + s.U),
-)  # fmt: skip
-_kernel(
-    "add", "elementwise.cu", "TU", STREAM[:3] + tuple((b, a) for a, b in STREAM[3:]),
-    "const T* a, const U* b, T* out, long long n",
-    _flat(_small), lambda s: s.n * (2 * s.T + s.U),
-)  # fmt: skip
 _kernel(
     "dropout", "elementwise.cu", "T", ONE,
     "const T* x, T* y, long long n, unsigned int multiplier, unsigned int offset, unsigned int threshold, "
-    "unsigned int start, float scale",
-    _flat(lambda s: s.T), lambda s: 2 * s.n * s.T,
+    "float scale",
+    _of_T,
 )  # fmt: skip
 _kernel(
-    "fill", "elementwise.cu", "T", ONE, "T* y, long long n, float value",
-    _flat(lambda s: s.T), lambda s: s.n * s.T,
+    "note_outside", "elementwise.cu", "", NONE,
+    "const long long* index, long long* worst, long long n, long long low, long long high, long long ignore",
+    _flat(lambda s: 8),
 )  # fmt: skip
 
-_kernel(
-    "bias_add", "activation.cu", "T", ONE, "const T* x, const float* bias, T* y, long long rows, int width",
-    _tiles, lambda s: 2 * s.rows * s.width * s.T,
-)  # fmt: skip
 for _name in ("gelu", "gelu_tanh", "silu", "relu2"):
-    _kernel(
-        _name + "_forward", "activation.cu", "T", ONE,
-        "const T* x, const float* bias?, T* y, long long rows, int width",
-        _tiles, lambda s: 2 * s.rows * s.width * s.T,
-    )  # fmt: skip
-    _kernel(  # partial (tile_strips(rows, width, itemsize of T), width): for the gradient of bias
+    _kernel(_name + "_forward", "activation.cu", "T", ONE, "const T* x, T* y, long long n", _of_T)
+    _kernel(  # partial (tile_strips(rows, width, itemsize of T), width): for the gradient of a bias added to x
         _name + "_backward", "activation.cu", "T", ONE,
-        "const T* x, const float* bias?, const T* g, T* dx, float* partial?, long long rows, int width",
-        _tiles, lambda s: 3 * s.rows * s.width * s.T,
+        "const T* x, const T* g, T* dx, float* partial?, long long rows, int width",
+        _tiles,
     )  # fmt: skip
 _kernel(
-    "column_sum", "activation.cu", "T", ONE, "const T* g, float* partial, long long rows, int width",
-    _tiles, lambda s: s.rows * s.width * s.T,
-)  # fmt: skip
+    "bias_add", "activation.cu", "T", ONE, "const T* x, const float* bias, T* y, long long rows, int width", _tiles
+)
+_kernel("column_sum", "activation.cu", "T", ONE, "const T* g, float* partial, long long rows, int width", _tiles)
 _kernel(
-    "column_sum_finish", "activation.cu", "T", ONE,
-    "const float* partial, T* out, int strips, int width, int accumulate",
+    "column_sum_finish", "activation.cu", "", NONE, "const float* partial, float* out, int strips, int width",
     lambda s: ((_up(s.width, 32), 1, 1), (32, 8, 1), 0),
-    lambda s: s.strips * s.width * 4 + s.width * s.T * (1 + bool(s.accumulate)),
 )  # fmt: skip
 _kernel(
     "swiglu_forward", "activation.cu", "T", ONE,
     "const T* gate, const T* up, T* y, long long rows, int width, int stride",
-    _tiles, lambda s: 3 * s.rows * s.width * s.T,
+    _tiles,
 )  # fmt: skip
-_kernel(
+_kernel(  # partial (tile_strips(rows, width, itemsize of T), 2 * width)
     "swiglu_backward", "activation.cu", "T", ONE,
-    "const T* gate, const T* up, const T* g, T* dgate, T* dup, long long rows, int width, int stride",
-    _tiles, lambda s: 5 * s.rows * s.width * s.T,
+    "const T* gate, const T* up, const T* g, T* dgate, T* dup, float* partial?, long long rows, int width, int stride",
+    _tiles,
 )  # fmt: skip
 
 _kernel(
-    "layer_norm_forward", "norm.cu", "TR", STREAM,
-    "const R* x, const T* branch?, const float* weight?, const float* bias?, R* total?, T* y, float* mean, "
+    "layer_norm_forward", "norm.cu", "T", ONE,
+    "const T* x, const T* branch?, const float* weight?, const float* bias?, T* total?, T* y, float* mean, "
     "float* rstd, long long rows, int width, float eps",
-    _row_per_warp, lambda s: s.rows * s.width * (s.R + s.T + s.branch * (s.R + s.T)),
+    _row_per_warp,
 )  # fmt: skip
 _kernel(
-    "rms_norm_forward", "norm.cu", "TR", STREAM,
-    "const R* x, const T* branch?, const float* weight?, R* total?, T* y, float* rstd, long long rows, int width, "
+    "rms_norm_forward", "norm.cu", "T", ONE,
+    "const T* x, const T* branch?, const float* weight?, T* total?, T* y, float* rstd, long long rows, int width, "
     "float eps",
-    _row_per_warp, lambda s: s.rows * s.width * (s.R + s.T + s.branch * (s.R + s.T)),
+    _row_per_warp,
 )  # fmt: skip
 _kernel(  # partial_weight, partial_bias: both or neither, (norm_strips(rows), width)
-    "layer_norm_backward", "norm.cu", "TR", STREAM,
-    "const R* total, const float* weight?, const float* mean, const float* rstd, const T* g, const R* dtotal?, R* dx, "
-    "T* dbranch?, float* partial_weight?, float* partial_bias?, long long rows, int width",
-    _norm_backward(2), lambda s: s.rows * s.width * (2 * s.R + s.T + s.dtotal * s.R + s.dbranch * s.T),
+    "layer_norm_backward", "norm.cu", "T", ONE,
+    "const T* total, const float* weight?, const float* mean, const float* rstd, const T* g, const T* dtotal?, T* dx, "
+    "float* partial_weight?, float* partial_bias?, long long rows, int width",
+    _norm_backward(2),
 )  # fmt: skip
 _kernel(
-    "rms_norm_backward", "norm.cu", "TR", STREAM,
-    "const R* total, const float* weight?, const float* rstd, const T* g, const R* dtotal?, R* dx, T* dbranch?, "
+    "rms_norm_backward", "norm.cu", "T", ONE,
+    "const T* total, const float* weight?, const float* rstd, const T* g, const T* dtotal?, T* dx, "
     "float* partial_weight?, long long rows, int width",
-    _norm_backward(1), lambda s: s.rows * s.width * (2 * s.R + s.T + s.dtotal * s.R + s.dbranch * s.T),
+    _norm_backward(1),
 )  # fmt: skip
 
 # Attention scores in place; `multiplier, start, threshold` of reference.dropout_key and kept_scale = 1 / (1 - p), or
@@ -288,85 +258,74 @@ _DROPOUT = "unsigned int multiplier, unsigned int start, unsigned int threshold,
 _kernel(
     "softmax_forward", "softmax.cu", "T", ONE,
     f"T* scores, T* dropped?, long long rows, int queries, int keys, int offset, float scale, {_DROPOUT}",
-    _row_per_warp, lambda s: s.rows * s.T * (_visible(s) + s.keys * (1 + s.dropped)),
+    _row_per_warp,
 )  # fmt: skip
 _kernel(
     "softmax_backward", "softmax.cu", "T", ONE,
     "const T* probabilities, T* gradient, long long rows, int queries, int keys, int offset, float scale, " + _DROPOUT,
-    _row_per_warp, lambda s: s.rows * s.T * (2 * _visible(s) + s.keys),
+    _row_per_warp,
 )  # fmt: skip
 
-_kernel(
-    "cross_entropy", "cross_entropy.cu", "T", ONE,
-    "T* logits, const long long* targets, float* loss, const float* scale, const float* factor?, unsigned int* error, "
-    "long long rows, int classes, int stride, long long ignore_index",
-    _row_per_block, lambda s: s.rows * s.T * (s.classes + s.stride),
-)  # fmt: skip
+for _name in ("row_softmax", "row_log_softmax"):
+    _kernel(
+        _name + "_forward", "row_softmax.cu", "T", ONE, "const T* x, T* y, long long rows, int width",
+        _row_per_block(lambda s: s.width),
+    )  # fmt: skip
+    _kernel(
+        _name + "_backward", "row_softmax.cu", "T", ONE, "const T* y, const T* g, T* dx, long long rows, int width",
+        _row_per_block(lambda s: s.width),
+    )  # fmt: skip
 _kernel(
     "cross_entropy_forward", "cross_entropy.cu", "T", ONE,
-    "const T* logits, const long long* targets, float* loss, float* lse, unsigned int* error, long long rows, "
-    "int classes, int stride, long long ignore_index",
-    _row_per_block, lambda s: s.rows * s.T * s.classes,
+    "const T* logits, const long long* targets, float* loss, float* lse, long long rows, int classes, int stride, "
+    "long long ignore_index",
+    _row_per_block(lambda s: s.stride),
 )  # fmt: skip
 _kernel(
     "cross_entropy_backward", "cross_entropy.cu", "T", ONE,
     "const T* logits, const long long* targets, const float* lse, const float* g, T* gradient, long long rows, "
     "int classes, int stride, int g_stride, long long ignore_index",
-    _row_per_block, lambda s: s.rows * s.T * (s.classes + s.stride),
-)  # fmt: skip
-_kernel(  # count: 2 numbers
-    "count_targets", "cross_entropy.cu", "", NONE,
-    "const long long* targets, float* count, long long rows, int classes, long long ignore_index",
-    _one_block, lambda s: s.rows * 8,
-)  # fmt: skip
-_kernel(
-    "mean_loss", "cross_entropy.cu", "", NONE, "const float* loss, const float* count, float* mean, long long rows",
-    _one_block, lambda s: s.rows * 4,
+    _row_per_block(lambda s: s.stride),
 )  # fmt: skip
 
 _kernel(
-    "embedding_forward", "embedding.cu", "TU", STREAM,
-    "const U* table, const long long* ids, T* out, unsigned int* error, long long rows, int width, int vocabulary",
-    _row_per_warp, lambda s: s.rows * (8 + s.width * (s.T + s.U)),
+    "embedding_forward", "embedding.cu", "T", ONE,
+    "const T* table, const long long* ids, T* out, long long rows, int width, int vocabulary",
+    _row_per_warp,
 )  # fmt: skip
 _kernel(  # adds to dtable
     "embedding_backward_atomic", "embedding.cu", "T", ONE,
     "const long long* ids, const T* g, float* dtable, long long rows, int width, int vocabulary",
-    _row_per_warp, lambda s: s.rows * (8 + s.width * (s.T + 8)),
+    _row_per_warp,
 )  # fmt: skip
 _kernel(  # adds to dtable; sorted, order: the ids in ascending order and their stable argsort
     "embedding_backward_sorted", "embedding.cu", "T", ONE,
     "const long long* sorted, const long long* order, const T* g, float* dtable, long long rows, int width, "
     "int vocabulary",
     lambda s: ((_up(s.rows, 8), min(_up(s.width * s.T, 512), 65535), 1), (32, 8, 1), 0),
-    lambda s: s.rows * (16 + s.width * s.T),
 )  # fmt: skip
 
 _HEADS = (
     "int batch, int heads, int length, int dim, long long x_batch, long long x_head, long long x_position, "
     "long long y_batch, long long y_head, long long y_position"
 )
-_kernel(  # fewer than 2^32 rows: batch * heads * length
-    "copy_heads", "heads.cu", "T", ONE, f"const T* x, T* y, {_HEADS}",
-    _heads(1), lambda s: 2 * s.batch * s.heads * s.length * s.dim * s.T,
-)  # fmt: skip
+# fewer than 2^32 rows: batch * heads * length
+_kernel("copy_heads", "heads.cu", "T", ONE, f"const T* x, T* y, {_HEADS}", _heads(1))
 _kernel(
     "rotary", "heads.cu", "T", ONE, f"const T* x, const float* cos, const float* sin, T* y, {_HEADS}, float sign",
-    _heads(2), lambda s: 2 * s.batch * s.heads * s.length * s.dim * s.T,
+    _heads(2),
 )  # fmt: skip
 
 _kernel(  # partial (square_partials(n, itemsize of T),)
     "sum_of_squares", "optimizer.cu", "T", ONE, "const T* x, double* partial, long long n",
-    lambda s: ((square_partials(s.n, s.T), 1, 1), (256, 1, 1), 0), lambda s: s.n * s.T,
+    lambda s: ((square_partials(s.n, s.T), 1, 1), (256, 1, 1), 0),
 )  # fmt: skip
-_kernel(  # clip: 3 numbers
-    "clip_factor", "optimizer.cu", "", NONE,
-    "const double* partial, const float* scale?, float* clip, int count, float max_norm, int may_skip",
-    lambda s: ((1, 1, 1), (256, 1, 1), 0), lambda s: s.count * 8,
-)  # fmt: skip
-_kernel(  # hyper: adamw_hyper(...)
+_kernel(
+    "unscale", "optimizer.cu", "T", ONE, "T* gradient, const float* inverse, int* found, long long n", _of_T
+)
+_kernel(  # hyper: adamw_hyper(...); clip: 2 numbers
     "adamw", "optimizer.cu", "U", ONE,
     "float* parameter, const float* gradient, float* exp_avg, float* exp_avg_sq, U* shadow?, const float* hyper, "
     "const float* clip?, long long n, long long decayed",
-    _flat(lambda s: s.U), lambda s: s.n * (28 + s.shadow * s.U),
+    _flat(lambda s: s.U),
 )  # fmt: skip

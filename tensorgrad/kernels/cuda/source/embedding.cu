@@ -1,8 +1,6 @@
 // Rows of a table (vocabulary, width) by their numbers, and the gradient of the table. An id that is not in the table
-// gives zeros, no gradient, and sets bit 0 of *error.
+// gives zeros and no gradient.
 #include "common.cuh"
-
-constexpr unsigned int BAD_ID = 1;
 
 // visit(row, column) for the packs of the rows (rows, width); one row per warp.
 template <int N, typename F> __device__ inline void over_rows(long long rows, int width, F visit) {
@@ -11,30 +9,25 @@ template <int N, typename F> __device__ inline void over_rows(long long rows, in
         for (int c = threadIdx.x % 32 * N; c < width; c += 32 * N) visit(row, c);
 }
 
-template <int N, typename T, typename U>
-__device__ inline void gather_rows(const U* table, const long long* ids, T* out, unsigned int* error, long long rows,
-                                   int width, int vocabulary) {
+template <int N, typename T>
+__device__ inline void gather_rows(const T* table, const long long* ids, T* out, long long rows, int width,
+                                   int vocabulary) {
     over_rows<N>(rows, width, [&](long long row, int c) {
         const long long id = ids[row];
-        const bool found = id >= 0 && id < vocabulary;
-        if (!found && c == 0) atomicOr(error, BAD_ID);
-        Pack<U, N> pack{};
-        if (found) pack = load<N>(table + id * width + c);
-        Pack<T, N> result;
-#pragma unroll
-        for (int i = 0; i < N; i++) result.set(i, found ? pack[i] : 0.0f);
-        store<N>(out + row * width + c, result);
+        Pack<T, N> pack{};
+        if (id >= 0 && id < vocabulary) pack = load<N>(table + id * width + c);
+        store<N>(out + row * width + c, pack);
     });
 }
 
-// out (rows, width) = table[ids], converted to T.
-template <typename T, typename U>
-__global__ void embedding_forward(const U* table, const long long* ids, T* out, unsigned int* error, long long rows,
-                                  int width, int vocabulary) {
-    if (in_packs<WIDE<T, U>>(width, table, out))
-        gather_rows<WIDE<T, U>>(table, ids, out, error, rows, width, vocabulary);
+// out (rows, width) = table[ids].
+template <typename T>
+__global__ void embedding_forward(const T* table, const long long* ids, T* out, long long rows, int width,
+                                  int vocabulary) {
+    if (in_packs<WIDE<T>>(width, table, out))
+        gather_rows<WIDE<T>>(table, ids, out, rows, width, vocabulary);
     else
-        gather_rows<1>(table, ids, out, error, rows, width, vocabulary);
+        gather_rows<1>(table, ids, out, rows, width, vocabulary);
 }
 
 template <int N, typename T>

@@ -1,19 +1,19 @@
 // LayerNorm (Ba et al. 2016, arXiv:1607.06450) and RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) of the sum of
-// the residual stream and a branch. R is the type of the residual stream, T that of the branch and of the result.
+// the residual stream and a branch.
 #include "common.cuh"
 
 // ---- forward: one row per warp, read once, kept in registers up to a width of 1024 -----------------------------------
 
-template <bool CENTRED, int N, typename T, typename R>
-__device__ inline void norm_rows(const R* x, const T* branch, const float* weight, const float* bias, R* total, T* y,
+template <bool CENTRED, int N, typename T>
+__device__ inline void norm_rows(const T* x, const T* branch, const float* weight, const float* bias, T* total, T* y,
                                  float* mean, float* rstd, long long rows, int width, float eps) {
-    constexpr int KEPT = N == 1 ? 8 : 128 / (N * sizeof(R));  // 32 registers
+    constexpr int KEPT = N == 1 ? 8 : 128 / (N * sizeof(T));  // 32 registers
     const int lane = threadIdx.x % 32;
     const long long row = blockIdx.x * (long long)(blockDim.x / 32) + threadIdx.x / 32;
     if (row >= rows) return;
     const long long at = row * width;
-    const R* memory = branch ? total : x;  // where the row can be read again
-    Pack<R, N> kept[KEPT + 1];
+    const T* memory = branch ? total : x;  // where the row can be read again
+    Pack<T, N> kept[KEPT + 1];
 
     float sum = 0.0f;
     over_row<KEPT>(width, lane * N, 32 * N, [&](int c, int k) {
@@ -53,22 +53,22 @@ __device__ inline void norm_rows(const R* x, const T* branch, const float* weigh
     rstd[row] = factor;
 }
 
-// total = x + branch (rounded to R; both null without a branch), y = (total - mean) * rstd * weight + bias.
-template <typename T, typename R>
-__global__ void layer_norm_forward(const R* x, const T* branch, const float* weight, const float* bias, R* total, T* y,
+// total = x + branch (rounded to T; both null without a branch), y = (total - mean) * rstd * weight + bias.
+template <typename T>
+__global__ void layer_norm_forward(const T* x, const T* branch, const float* weight, const float* bias, T* total, T* y,
                                    float* mean, float* rstd, long long rows, int width, float eps) {
-    if (in_packs<WIDE<T, R>>(width, x, branch, weight, bias, total, y))
-        norm_rows<true, WIDE<T, R>>(x, branch, weight, bias, total, y, mean, rstd, rows, width, eps);
+    if (in_packs<WIDE<T>>(width, x, branch, weight, bias, total, y))
+        norm_rows<true, WIDE<T>>(x, branch, weight, bias, total, y, mean, rstd, rows, width, eps);
     else
         norm_rows<true, 1>(x, branch, weight, bias, total, y, mean, rstd, rows, width, eps);
 }
 
 // total = x + branch, y = total * rstd * weight.
-template <typename T, typename R>
-__global__ void rms_norm_forward(const R* x, const T* branch, const float* weight, R* total, T* y, float* rstd,
+template <typename T>
+__global__ void rms_norm_forward(const T* x, const T* branch, const float* weight, T* total, T* y, float* rstd,
                                  long long rows, int width, float eps) {
-    if (in_packs<WIDE<T, R>>(width, x, branch, weight, total, y))
-        norm_rows<false, WIDE<T, R>>(x, branch, weight, nullptr, total, y, nullptr, rstd, rows, width, eps);
+    if (in_packs<WIDE<T>>(width, x, branch, weight, total, y))
+        norm_rows<false, WIDE<T>>(x, branch, weight, nullptr, total, y, nullptr, rstd, rows, width, eps);
     else
         norm_rows<false, 1>(x, branch, weight, nullptr, total, y, nullptr, rstd, rows, width, eps);
 }
@@ -77,9 +77,9 @@ __global__ void rms_norm_forward(const R* x, const T* branch, const float* weigh
 
 constexpr int SHARED_COLUMNS = 6144;  // two sums for each fit into 48 KiB
 
-template <bool CENTRED, int N, typename T, typename R>
-__device__ inline void norm_rows_backward(const R* total, const float* weight, const float* mean, const float* rstd,
-                                          const T* g, const R* dtotal, R* dx, T* dbranch, float* partial_weight,
+template <bool CENTRED, int N, typename T>
+__device__ inline void norm_rows_backward(const T* total, const float* weight, const float* mean, const float* rstd,
+                                          const T* g, const T* dtotal, T* dx, float* partial_weight,
                                           float* partial_bias, long long rows, int width) {
     constexpr int KEPT = 2;
     const bool in_shared = width <= SHARED_COLUMNS;
@@ -99,7 +99,7 @@ __device__ inline void norm_rows_backward(const R* total, const float* weight, c
     for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
         const long long at = row * width;
         const float centre = CENTRED ? mean[row] : 0.0f, factor = rstd[row];
-        Pack<R, N> x[KEPT + 1];
+        Pack<T, N> x[KEPT + 1];
         Pack<T, N> dy[KEPT + 1];
         float sums[2] = {};  // with h = g * weight: of h * xhat and of h
         over_row<KEPT>(width, first, step, [&](int c, int k) {
@@ -125,23 +125,18 @@ __device__ inline void norm_rows_backward(const R* total, const float* weight, c
                 x[k] = load<N>(total + at + c);
                 dy[k] = load<N>(g + at + c);
             }
-            if constexpr (sizeof(R) == 2) {
-                stay_packed(x[k]);
-                stay_packed(dy[k]);
-            }
+            stay_packed(x[k]);
+            stay_packed(dy[k]);
             Pack<float, N> scale;
             if (weight) scale = load<N>(weight + c);
-            Pack<R, N> result{};
+            Pack<T, N> result{};
             if (dtotal) result = load<N>(dtotal + at + c);
-            Pack<T, N> copy;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 const float xhat = (x[k][i] - centre) * factor, h = weight ? dy[k][i] * scale[i] : dy[k][i];
                 result.set(i, (h - level - xhat * along) * factor + result[i]);
-                copy.set(i, result[i]);
             }
             store<N>(dx + at + c, result);
-            if (dbranch) store<N>(dbranch + at + c, copy);
         });
     }
     if (!partial_weight || !in_shared) return;
@@ -153,30 +148,27 @@ __device__ inline void norm_rows_backward(const R* total, const float* weight, c
         }
 }
 
-// From total = x + branch and the gradients g of y and dtotal (or null) of total: dx, the gradient of x (and, unless T
-// is not R, of branch; else dbranch has it in T), and sums of strips of rows for the gradients of weight and bias,
-// (strips, width) each, or null.
-template <typename T, typename R>
-__global__ void __launch_bounds__(256, sizeof(T) == sizeof(R) ? 3 : 2)
-    layer_norm_backward(const R* total, const float* weight, const float* mean, const float* rstd,
-                                    const T* g, const R* dtotal, R* dx, T* dbranch, float* partial_weight,
-                                    float* partial_bias, long long rows, int width) {
-    if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
-        norm_rows_backward<true, WIDE<T, R>>(total, weight, mean, rstd, g, dtotal, dx, dbranch, partial_weight,
-                                             partial_bias, rows, width);
+// From total = x + branch and the gradients g of y and dtotal (or null) of total: dx, the gradient of x and of branch,
+// and sums of strips of rows for the gradients of weight and bias, (strips, width) each, or null.
+template <typename T>
+__global__ void __launch_bounds__(256, 3)
+    layer_norm_backward(const T* total, const float* weight, const float* mean, const float* rstd, const T* g,
+                        const T* dtotal, T* dx, float* partial_weight, float* partial_bias, long long rows, int width) {
+    if (in_packs<WIDE<T>>(width, total, weight, g, dtotal, dx))
+        norm_rows_backward<true, WIDE<T>>(total, weight, mean, rstd, g, dtotal, dx, partial_weight, partial_bias, rows,
+                                          width);
     else
-        norm_rows_backward<true, 1>(total, weight, mean, rstd, g, dtotal, dx, dbranch, partial_weight, partial_bias,
-                                    rows, width);
+        norm_rows_backward<true, 1>(total, weight, mean, rstd, g, dtotal, dx, partial_weight, partial_bias, rows,
+                                    width);
 }
 
-template <typename T, typename R>
-__global__ void __launch_bounds__(256, sizeof(T) == sizeof(R) ? 3 : 2)
-    rms_norm_backward(const R* total, const float* weight, const float* rstd, const T* g, const R* dtotal,
-                                  R* dx, T* dbranch, float* partial_weight, long long rows, int width) {
-    if (in_packs<WIDE<T, R>>(width, total, weight, g, dtotal, dx, dbranch))
-        norm_rows_backward<false, WIDE<T, R>>(total, weight, nullptr, rstd, g, dtotal, dx, dbranch, partial_weight,
-                                              nullptr, rows, width);
+template <typename T>
+__global__ void __launch_bounds__(256, 3)
+    rms_norm_backward(const T* total, const float* weight, const float* rstd, const T* g, const T* dtotal, T* dx,
+                      float* partial_weight, long long rows, int width) {
+    if (in_packs<WIDE<T>>(width, total, weight, g, dtotal, dx))
+        norm_rows_backward<false, WIDE<T>>(total, weight, nullptr, rstd, g, dtotal, dx, partial_weight, nullptr, rows,
+                                           width);
     else
-        norm_rows_backward<false, 1>(total, weight, nullptr, rstd, g, dtotal, dx, dbranch, partial_weight, nullptr,
-                                     rows, width);
+        norm_rows_backward<false, 1>(total, weight, nullptr, rstd, g, dtotal, dx, partial_weight, nullptr, rows, width);
 }
