@@ -8,10 +8,14 @@ Files are read from left to right and flags win over files. Everything is one fl
 import errno
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
+import tensorgrad as tg
+
 from .errors import UserError
+from .training import Interrupted
 from .training.files import FULL_DISK
 from .training.settings import BOOLEANS, convert, field_types, read_toml, unknown_name
 
@@ -74,13 +78,11 @@ def run_cli(main, argv=None):
     What the user can mend is one line on stderr. Anything else is a fault of ours: its traceback is left to Python,
     which exits with 1.
     """
-    from tensorgrad import DeviceError
-
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # of NumPy, on the way to a loss that is not finite
     try:
         main(sys.argv[1:] if argv is None else argv)
         return 0
-    except (UserError, DeviceError) as error:
+    except (UserError, tg.DeviceError) as error:
         return _complain(error)
     except FileNotFoundError as error:
         return _complain(f"{error.filename}: no such file or folder" if error.filename else error)
@@ -88,7 +90,7 @@ def run_cli(main, argv=None):
         return _complain(f"{error.filename}: {error.strerror}" if error.filename else error)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 130
+        return _leave(130)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             return _complain(f"{str(error.filename)[:100]}...: {error.strerror}")
@@ -97,14 +99,29 @@ def run_cli(main, argv=None):
         return _complain(f"{error.filename or 'writing a file'}: {error.strerror}; free some space and run again")
     except MemoryError as error:
         return _complain(f"out of memory: {error}; lower --batch_size or --block_size")
+    except Interrupted as interrupt:  # all processes have ended in order
+        return _complain(interrupt, prefix="", code=130, in_order=True)
     except KeyboardInterrupt as interrupt:
-        _complain(str(interrupt) or "interrupted", prefix="")
-        return 130
+        return _complain(str(interrupt) or "interrupted", prefix="", code=130)
 
 
-def _complain(message, prefix="error: "):
-    print(prefix + " ".join(str(message).split()), file=sys.stderr)
-    return 2
+def _complain(message, prefix="error: ", code=2, in_order=False):
+    """Print one line on stderr; returns the exit code. Of several processes the first one speaks, and one that fails
+    alone: after a second, in which the first would have ended it. Then all end, which they do anyway if `in_order`."""
+    together = tg.distributed.joined()
+    rank, _, local_rank = tg.distributed.launched()
+    if together and rank and not in_order:
+        time.sleep(1)
+    if not (rank if in_order else local_rank and not together):
+        print(prefix + " ".join(str(message).split()), file=sys.stderr)
+    return code if in_order else _leave(code)
+
+
+def _leave(code):
+    """End the other processes of a training, which would wait for this one forever; returns the exit code."""
+    if tg.distributed.joined():
+        tg.distributed.world().abort(code)
+    return code
 
 
 def train(argv=None):
@@ -120,12 +137,13 @@ def _train(argv):
     show_help(argv, TrainConfig(**read_toml(config_file("default.toml"), TrainConfig)),
               "Train a GPT. Usage: train.py [CONFIG.toml ...] [--field value ...]. Without a configuration file the "
               "values of configs/default.toml hold; they are the defaults shown here.")
-    flags, files = parse_flags(argv, TrainConfig)
-    explicit = {}
-    for file in files:
-        explicit |= read_toml(config_file(file), TrainConfig)
-    fallback = {} if files else read_toml(config_file("default.toml"), TrainConfig)
-    config = resolve(explicit | flags, fallback, shape_of)
+    with tg.distributed.world().in_turn():  # what is wrong is said once
+        flags, files = parse_flags(argv, TrainConfig)
+        explicit = {}
+        for file in files:
+            explicit |= read_toml(config_file(file), TrainConfig)
+        fallback = {} if files else read_toml(config_file("default.toml"), TrainConfig)
+        config = resolve(explicit | flags, fallback, shape_of)
     train(config, open_base=load_with_tokenizer, callbacks=_peft(config))
 
 
@@ -155,13 +173,14 @@ def _finetune(argv):
               "Fine-tune a model. Usage: finetune.py --init_from MODEL --data FILE [CONFIG.toml ...] [--field value "
               "...]. What no file and no flag says is as in configs/finetune.toml, with --lora_r 0 as in "
               "configs/finetune_full.toml.")
-    flags, files = parse_flags(argv, TrainConfig)
-    explicit = {}
-    for file in files:
-        explicit |= defaults(file)
-    explicit |= flags
-    config = finetune_config(explicit, with_lora if explicit.get("lora_r", 1) else defaults("finetune_full.toml"),
-                             shape_of)
+    with tg.distributed.world().in_turn():  # what is wrong is said once
+        flags, files = parse_flags(argv, TrainConfig)
+        explicit = {}
+        for file in files:
+            explicit |= defaults(file)
+        explicit |= flags
+        config = finetune_config(explicit, with_lora if explicit.get("lora_r", 1) else defaults("finetune_full.toml"),
+                                 shape_of)
     finetune(config, open_base=load_with_tokenizer, callbacks=_peft(config))
 
 

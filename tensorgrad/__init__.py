@@ -73,7 +73,8 @@ int = int32
 short = int16
 __version__ = "0.1.0"
 
-_LAZY = {"amp", "autograd", "nn", "optim", "utils"}  # imported when first used, so that `import tensorgrad` stays quick
+# imported when first used, so that `import tensorgrad` stays quick
+_LAZY = {"amp", "autograd", "distributed", "nn", "optim", "utils"}
 
 
 def __getattr__(name):
@@ -107,6 +108,7 @@ __all__ = [
     "bool",
     "cuda",
     "device",
+    "distributed",  # noqa: F405
     "double",
     "dtypes",
     "empty",

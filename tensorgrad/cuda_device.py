@@ -1,5 +1,7 @@
 """NVIDIA GPUs through CuPy: one CudaDevice per GPU, and one clear line for each thing that may be missing."""
 
+import warnings
+
 import numpy as np
 
 from .device import Device, DeviceError
@@ -156,6 +158,17 @@ def load_cupy(spec="cuda"):
         _name_memory_errors(cupy)
         _loaded = cupy, count
     return _loaded
+
+
+def load_nccl(spec):
+    """CuPy's module for NCCL, NVIDIA's collectives between GPUs; raises DeviceError where the library is missing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's own words, of six lines
+        from cupy.cuda import nccl
+    if not nccl.available:
+        raise DeviceError(f"several processes on GPUs ({spec}) need NVIDIA's NCCL, which CuPy cannot load: pip install "
+                          '-e ".[nccl]", or for CUDA 12 pip install "nvidia-nccl-cu12<3"')
+    return nccl
 
 
 def _count(cupy, spec):

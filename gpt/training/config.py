@@ -51,7 +51,8 @@ class TrainConfig(GPTConfig):
     """Tokens per sequence in training and evaluation, where the model could read more; 0, or more than block_size =
     block_size."""
     gradient_accumulation_steps: int = 40
-    """Forward and backward passes per optimizer step; their gradients are averaged."""
+    """Forward and backward passes per optimizer step; their gradients are averaged. The processes of `mpiexec -n N`
+    share them out: a multiple of N."""
     activation_checkpointing: bool = False
     """Keep only what enters each block and compute the rest again in backward: less memory, about a third more time,
     the same result."""

@@ -53,8 +53,9 @@ def validation_batches(tokens, block_size, batch_size, iters=0, seed=0):
             yield windows.next()
 
 
-def evaluate(model, batches, token_bytes, device="cpu"):
-    """The Evaluation of `model` on `batches` of (inputs, targets), integer arrays of shape (B, T).
+def evaluate(model, batches, token_bytes, device="cpu", world=None):
+    """The Evaluation of `model` on `batches` of (inputs, targets), integer arrays of shape (B, T); with `world`, a
+    tg.distributed.Communicator, on the batches of all its processes together.
 
     token_bytes: integer array of shape (vocabulary,), the UTF-8 bytes of each token, 0 for special ones
     (`tokenizer.token_bytes()`). Targets of IGNORE_INDEX do not count. The model's mode is as before afterwards.
@@ -80,5 +81,8 @@ def evaluate(model, batches, token_bytes, device="cpu"):
                 count += int(counted.sum())
     finally:
         model.train(was_training)
+    if world is not None:
+        sums = tg.tensor([nats, text_nats, text_bytes, count], dtype=tg.float64)
+        nats, text_nats, text_bytes, count = world.all_reduce_(sums).tolist()
     bits = text_nats / math.log(2)
-    return Evaluation(nats / max(count, 1), bits / text_bytes if text_bytes else math.inf, count)
+    return Evaluation(nats / max(count, 1), bits / text_bytes if text_bytes else math.inf, int(count))

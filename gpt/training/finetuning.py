@@ -22,7 +22,7 @@ def finetune(config, say=print, open_base=load_run, callbacks=()):
     """`train`, then a word on held-out perplexity before and after, and on what to do with the result. Returns the
     Trainer; the best adapter, or the best weights, are what the run folder holds."""
     trainer = train(config, say, open_base, callbacks)
-    if config.eval_only:
+    if config.eval_only or trainer.world.rank:
         return trainer
     folder = Path(config.out_dir)
     losses = {r["iter"]: r["val_loss"] for r in read_metrics(folder / METRICS) if "val_loss" in r}

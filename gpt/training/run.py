@@ -1,5 +1,6 @@
 """A whole training run: data, model, trainer, run folder, and what is said at its beginning and end."""
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,18 +40,23 @@ def train(config, say=print, open_base=load_run, callbacks=()):
     """Train as `config`, a resolved TrainConfig, says, into `config.out_dir`. Returns the Trainer.
 
     `say` prints a text; `open_base(init_from)` gives a tuple that begins with model and tokenizer; `callbacks` are
-    further ones. Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
+    further ones. Raises UserError for what the user can mend, and Interrupted after Ctrl-C. Of the processes of
+    `mpiexec -n N` the first one speaks, writes and samples.
     """
-    folder = Path(config.out_dir)
-    if not config.eval_only:
-        refuse_taken(folder, config)
-    trainer = make_trainer(config, say, open_base)
+    folder, world = Path(config.out_dir), tg.distributed.world()
+    first = world.rank == 0
+    say = say if first else (lambda text: None)
+    with world.in_turn():  # the first one downloads and prepares
+        if not config.eval_only:
+            refuse_taken(folder, config)
+        trainer = make_trainer(on_own_device(config, world), say, open_base)
     if config.eval_only:
         trainer.evaluate()
         return trainer
-    if not config.resume:
-        delete_run(folder)
-    start_run(folder, config, trainer.dataset.tokenizer)
+    if first:
+        if not config.resume:
+            delete_run(folder)
+        start_run(folder, config, trainer.dataset.tokenizer)
     trainer.callbacks += [*run_callbacks(folder, config), *callbacks]
     name = shlex.quote(str(folder))
     try:
@@ -60,10 +66,20 @@ def train(config, say=print, open_base=load_run, callbacks=()):
                           f"go on with: python scripts/train.py --resume {name}") from None
     say(f"best val loss {trainer.best_val_loss:.4f} at iteration {trainer.best_iteration}, in {find_weights(folder)}\n"
         f"sample from it: python scripts/sample.py --init_from {name}")
-    if config.lora_merge:
+    if config.lora_merge and first:
         write_merged(folder, trainer)
         say(f"merged     {folder / MERGED}: the model with the adapter in its weights")
     return trainer
+
+
+def on_own_device(config, world):
+    """`config`, with the GPU of this process where several processes train on GPUs: that of its number on its
+    machine."""
+    if world.size == 1 or config.device == "cpu":
+        return config
+    if config.device != "cuda":
+        raise UserError(f"device = {config.device}: of several processes each takes its own GPU with --device cuda")
+    return replace(config, device=f"cuda:{world.local_rank}") if world.local_rank else config
 
 
 def write_merged(folder, trainer):
@@ -159,6 +175,10 @@ def describe(trainer, say):
         per_step, unit = config.tokens_per_step, "tokens"
     passes = steps * per_step / len(dataset.train)
     changed = "  ".join(f"{name}={value}" for name, value in differences(config).items())
+    world = trainer.world
+    if world.size > 1:
+        plural = "s" if world.threads > 1 else ""
+        say(f"processes  {world.size}, each with {world.threads} thread{plural} and a share of every step's batches")
     say(f"model      {trainer.model.num_params(non_embedding=False):,} parameters, {config.dtype} on {config.device}\n"
         f"text       {meta['text']}: {meta['description']}; {meta['text_bytes']:,} bytes, "
         f"sha256 {meta['text_sha256'][:12]}\n"

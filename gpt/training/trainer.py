@@ -37,11 +37,20 @@ class Trainer:
     A run is a function of config, data and seed. The batches, the evaluations and the samples draw their random numbers
     independently of each other, and `state_dict()` holds everything else, so a resumed run repeats the bits of an
     uninterrupted one.
+
+    Of several processes (`mpiexec -n N`) each takes every N-th of a step's batches, so that a step is what one process
+    makes of the same settings, but for rounding and for dropout, whose masks each process draws for itself. Callbacks
+    are called in the first process.
     """
 
     def __init__(self, model, config, dataset, callbacks=()):
         if not isinstance(dataset.val, Examples):
             check_length(dataset.val, config.window if config.eval_iters else 1, "validation")
+        self.world = tg.distributed.world()
+        if config.gradient_accumulation_steps % self.world.size:
+            raise UserError(f"gradient_accumulation_steps = {config.gradient_accumulation_steps} cannot be shared out "
+                            f"among {self.world.size} processes: make it a multiple of {self.world.size}, and "
+                            "batch_size smaller for as many tokens per step")
         self.model, self.config, self.dataset = model.to(config.device), config, dataset
         model.activation_checkpointing = config.activation_checkpointing
         self.callbacks = list(callbacks)
@@ -75,6 +84,10 @@ class Trainer:
         hand is finished and the callbacks have saved. A second Ctrl-C does not wait for that: KeyboardInterrupt.
         """
         self.model.train()
+        self.world.split_random(self.config.device)
+        for p in self.model.parameters():
+            if p.requires_grad:
+                self.world.broadcast_(p)  # equal already, unless the machines differ
         with self._signals():
             try:
                 self.emit("on_start")
@@ -102,7 +115,10 @@ class Trainer:
             self._report()  # a loss that is not finite must be found before anything is saved
         if (last or self.iteration % self.config.eval_interval == 0) and self.evaluated_at != self.iteration:
             self.evaluate()
-        return last or self._interrupted or self.stop_reason is not None
+        interrupted, stopped = self.world.any(self._interrupted, self.stop_reason is not None)
+        if interrupted:
+            self._interrupted = True  # on whichever process it was
+        return last or interrupted or stopped
 
     def stop(self, reason):
         """End the training before its next step; for callbacks."""
@@ -115,10 +131,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._read_at = self._read_at or start
-        loss = self._accumulate_gradients()
+        loss = self.world.all_reduce_(self._accumulate_gradients())
+        self.world.all_reduce_gradients_(self.optimizer)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm(self._gradients())
+        norm = self.world.broadcast_(get_total_norm(self._gradients()))  # one number of threads may sum up otherwise
         self._unread.append(({"iter": self.iteration, "lr": lr}, loss, norm, self._step_tokens))
         if not self._runs_ahead:
             self._read(self._unread[-1])  # before the weights are touched
@@ -170,13 +187,12 @@ class Trainer:
             self._check_finite("the gradient norm", record["grad_norm"], record["lr"], record["iter"])
 
     def _accumulate_gradients(self):
-        """Forward and backward over the batches of one step; returns the mean loss of all their targets (0-d). Of
-        examples one batch may hold more targets than another, and then counts for more."""
-        batches, counts, _ = self._ahead or self._load()
+        """Forward and backward over this process's batches of one step; returns their part of the mean loss of all the
+        step's targets (0-d). Of examples one batch may hold more targets than another, and then counts for more."""
+        batches, shares, self._step_tokens, _ = self._ahead or self._load()
         self._ahead = None
-        total, self._step_tokens = 0.0, sum(x.numel() for x, _ in batches)
-        for (x, y), count in zip(batches, counts, strict=True):
-            parts = sum(counts) / count  # their number, where all are alike
+        total = 0.0
+        for (x, y), parts in zip(batches, shares, strict=True):
             with arithmetic(self.config.dtype, self.config.device):
                 loss = self.model(x, y)[1]  # nobody holds the logits: backward writes their gradient in their place
                 self.scaler.scale(loss / parts).backward()
@@ -184,15 +200,18 @@ class Trainer:
         return total
 
     def _load(self):
-        """(batches, counted targets of each, state before them) of the next step, on the device."""
-        config = self.config
+        """(this process's batches of the next step on the device, of how many parts each is one, tokens of all
+        processes' batches, state before them). Every process draws all batches: so it knows all counts, and the state
+        is that of a single process."""
         state = self.batches.state_dict() if self._runs_ahead else None
-        batches = [self.batches.next() for _ in range(config.gradient_accumulation_steps)]  # (B, T) each
+        batches = [self.batches.next() for _ in range(self.config.gradient_accumulation_steps)]  # (B, T) each
         counts = [int((y != IGNORE_INDEX).sum()) for _, y in batches]
-        if self._runs_ahead:
-            arrays = iter(self._prefetch(*(ids for pair in batches for ids in pair)))
-            return list(zip(arrays, arrays, strict=True)), counts, state
-        return [tuple(tg.tensor(ids) for ids in pair) for pair in batches], counts, state
+        parts = [sum(counts) / count for count in counts]  # the number of batches, where all are alike
+        tokens = sum(x.size for x, _ in batches)
+        own = slice(self.world.rank, None, self.world.size)
+        arrays = [ids for pair in batches[own] for ids in pair]
+        arrays = iter(self._prefetch(*arrays) if self._runs_ahead else map(tg.tensor, arrays))
+        return list(zip(arrays, arrays, strict=True)), parts[own], tokens, state
 
     def _check_finite(self, what, value, lr, iteration=None):
         if math.isfinite(value):
@@ -212,7 +231,7 @@ class Trainer:
         with self.interruptible(), arithmetic(config.dtype, config.device):
             batches = validation_batches(self.dataset.val, config.window, config.batch_size, config.eval_iters,
                                          config.seed)
-            result = evaluate(self.model, batches, self.token_bytes, config.device)
+            result = evaluate(self.model, self._own(batches), self.token_bytes, config.device, self.world)
         self._check_finite("the validation loss", result.loss, self.schedule(self.iteration))
         self.evaluated_at = self.iteration
         if self.best_val_loss is None or result.loss < self.best_val_loss:
@@ -223,11 +242,20 @@ class Trainer:
                                     "val_bpb": result.bits_per_byte, "val_probability": result.mean_probability})
         return result
 
+    def _own(self, batches):
+        """This process's share of the batches of an evaluation, which all processes leave together when interrupted."""
+        for number, batch in enumerate(batches):
+            if number % self.world.size == self.world.rank:
+                yield batch
+            if self.world.size > 1 and (number + 1) % self.world.size == 0 and self.world.any(self._interrupted)[0]:
+                self._interrupted = True
+                raise _Abandoned
+
     # ---- callbacks and signals ----
 
     def emit(self, hook, *args):
-        """Call the method `hook` of every callback."""
-        for callback in self.callbacks:
+        """Call the method `hook` of every callback; of several processes the first one does."""
+        for callback in self.callbacks if self.world.rank == 0 else ():
             getattr(callback, hook)(self, *args)
 
     def event(self, event, message):
@@ -236,10 +264,11 @@ class Trainer:
 
     @contextmanager
     def interruptible(self):
-        """Within this context Ctrl-C takes effect at once: nothing is under way that must be finished."""
-        self._may_interrupt = True
+        """Within this context Ctrl-C takes effect at once: nothing is under way that must be finished. Several
+        processes have to agree first, after a round of an evaluation or a step."""
+        self._may_interrupt = self.world.size == 1
         try:
-            if self._interrupted:
+            if self._interrupted and self._may_interrupt:
                 raise _Abandoned
             yield
         finally:
@@ -256,7 +285,8 @@ class Trainer:
             if self._interrupted:
                 raise KeyboardInterrupt("stopped at once: nothing more was saved, what was saved before is unharmed")
             self._interrupted = True
-            os.write(2, b"\nstopping: saving first; Ctrl-C again stops at once\n")  # print is not re-entrant
+            if self.world.rank == 0:
+                os.write(2, b"\nstopping: saving first; Ctrl-C again stops at once\n")  # print is not re-entrant
             if self._may_interrupt:
                 raise _Abandoned
 
@@ -278,7 +308,7 @@ class Trainer:
             "best_iteration": self.best_iteration,
             "evaluations_since_best": self.evaluations_since_best,
             "tokens": [len(self.dataset.train), len(self.dataset.val)],
-            "batches": self._ahead[2] if self._ahead else self.batches.state_dict(),
+            "batches": self._ahead[3] if self._ahead else self.batches.state_dict(),
             "random": tg.get_rng_state(self.config.device),
             "optimizer": self.optimizer.state_dict()["state"],  # without the options, which are the config's
             **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),

@@ -1,7 +1,8 @@
 """The one thread pool of the package. Workers wait, never spin; every parallel routine splits its rows here.
 
-Size: TENSORGRAD_THREADS, else the number of processors this process may use. NumPy's BLAS is limited to one thread when
-the pool starts (blas.py), because its own threads spin and collapse as soon as anything else wants a core.
+Size: TENSORGRAD_THREADS, else the number of processors this process may use, or its share of them where several train
+together. NumPy's BLAS is limited to one thread when the pool starts (blas.py), because its own threads spin and
+collapse as soon as anything else wants a core.
 """
 
 import os
@@ -11,12 +12,15 @@ from weakref import ref
 
 
 def thread_count():
-    """Threads to use: TENSORGRAD_THREADS, else the size of the affinity mask."""
+    """Threads to use: TENSORGRAD_THREADS, else this process's share of the processors, else the size of the affinity
+    mask."""
     given = os.environ.get("TENSORGRAD_THREADS", "")
     if given:
         if not (given.isascii() and given.isdigit()) or int(given) < 1:
             raise ValueError(f"TENSORGRAD_THREADS must be a whole number of at least 1, not {given!r}")
         return int(given)
+    if _share is not None:
+        return _share
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -139,6 +143,17 @@ class Pool:
 
 _pool = None
 _pid = None
+_share = None
+
+
+def share_processors(threads):
+    """Compute with so many threads from here on, because other processes use the rest of the processors;
+    TENSORGRAD_THREADS wins. Returns the number in force."""
+    global _share
+    _share = threads
+    if _pool is not None:
+        _pool.threads = thread_count()
+    return thread_count()
 
 
 def pool():

@@ -78,9 +78,7 @@ class FlatBuffer:
         if p.grad is not None:
             if p.grad.array is self._grad_views[i]:
                 return
-            if self._is_held(i):
-                self.grad = self.grad.copy()  # the holder keeps the old memory
-                self._grad_views = self._views(self.grad)
+            self._take_back(i)
             self._grad_views[i][...] = p.grad.array
         self.lend(i)
 
@@ -88,12 +86,33 @@ class FlatBuffer:
         """Does anybody still hold an earlier gradient of parameter i? It must not change under his hands."""
         return getrefcount(self._grad_views[i]) != _UNSHARED
 
+    def _take_back(self, i):
+        """Let nobody else hold the memory for the gradient of parameter i."""
+        if self._is_held(i):
+            self.grad = self.grad.copy()  # the holder keeps the old memory
+            self._grad_views = self._views(self.grad)
+
     def lend(self, i):
         """Let the engine accumulate the next gradient of parameter i in place, where that is possible."""
         p = self.params[i]
         p._grad_buffer = None
         if self.fits(i) and not self._is_held(i):
             p._grad_buffer = self._grad_views[i]
+
+    def adopt_gradients(self, flags):
+        """Let `grad` hold the gradients of the parameters whose flag is set, zeros where there is none yet, and `.grad`
+        be views into it. The rest of `grad` is set to zero."""
+        for i, p in enumerate(self.params):
+            if p.grad is not None:
+                self._adopt_grad(i)
+            else:
+                p._grad_buffer = None
+                self._take_back(i)
+                self._grad_views[i].fill(0)
+                self.lend(i)
+        for p, flag, view in zip(self.params, flags, self._grad_views, strict=True):
+            if flag and (p.grad is None or p.grad.array is not view):
+                p.grad = wrap(view, self.device)
 
     def gather(self):
         """Take in what was replaced from outside since the last step (`p.data = ...`, `p.grad = ...`) and return the

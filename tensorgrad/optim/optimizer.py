@@ -130,6 +130,13 @@ class Optimizer:
                     buffer, i = flat.slots[p]
                     buffer.lend(i)
 
+    def flat_buffers(self):
+        """The FlatBuffers of all groups, in an order that depends on the parameters alone: all that may have gradients
+        lie in them."""
+        for group, flat in zip(self.param_groups, self._flat, strict=True):
+            flat.refresh(group["params"], self._state_names(group))
+        return [buffer for flat in self._flat for buffer in flat.buffers]
+
     # ---- state ----
 
     def __getstate__(self):
