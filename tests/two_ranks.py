@@ -41,13 +41,13 @@ def collectives(world):
 
 
 def gradients(world):
-    """Parameters of two dtypes; one has a gradient on rank 1 only, one nowhere, one had one that somebody holds."""
+    """Parameters of two dtypes; one has a gradient on rank 1 only, one nowhere, and somebody holds earlier ones."""
     values = [tg.full((3,), float(i), requires_grad=True) for i in range(4)]
     values.append(tg.ones(2, dtype=tg.float64, requires_grad=True))
     a, alone, unused, held, wide = values
     optimizer = optim.SGD([{"params": [a, alone, unused]}, {"params": [held, wide]}], lr=1.0)
-    (held * 5).sum().backward()
-    before = held.grad if world.rank == 0 else None  # on one rank only: the other's new gradient is in the old memory
+    (held * 5 + alone * 5).sum().backward()
+    before = [held.grad, alone.grad] if world.rank == 0 else []  # on one rank: the other goes on in the old memory
     optimizer.zero_grad()
     loss = (a * (1 + world.rank)).sum() + (held * 2).sum() + (wide * 3).sum()
     if world.rank == 1:
@@ -55,7 +55,7 @@ def gradients(world):
     loss.backward()
     world.all_reduce_gradients_(optimizer)
     assert [p.grad.tolist() for p in (a, alone, held, wide)] == [[3.0] * 3, [7.0] * 3, [4.0] * 3, [6.0] * 2]
-    assert unused.grad is None and (before is None or before.tolist() == [5.0] * 3)
+    assert unused.grad is None and all(grad.tolist() == [5.0] * 3 for grad in before)
     optimizer.step()
     assert [p.tolist() for p in values] == [[-3.0] * 3, [-6.0] * 3, [2.0] * 3, [-1.0] * 3, [-5.0] * 2]
     optimizer.zero_grad()
@@ -112,6 +112,7 @@ def weighted(world, folder, settings):
         trainer.world, trainer.batches = communicator, Masked(trainer.batches)
         loss = communicator.all_reduce_(trainer._accumulate_gradients())
         communicator.all_reduce_gradients_(trainer.optimizer)
+        assert trainer.evaluate().tokens == config.eval_iters * config.batch_size * config.window
         found.append([loss.numpy(), *(p.grad.numpy() for p in trainer.model.parameters())])
     for together, alone in zip(*found, strict=True):
         np.testing.assert_allclose(together, alone, rtol=1e-9, atol=1e-14)
@@ -124,13 +125,20 @@ def resumed(world, folder, settings):
     runs = whole, half, replace(whole, out_dir=half.out_dir, resume=half.out_dir)
     for config in runs:
         train(config, say=lambda text: None)
+        assert tg.get_rng_state()["calls"] // 2**40 == world.rank, "each drops others"
         world.barrier()  # the first one has written
     found = [losses(read_metrics(Path(config.out_dir) / "metrics.jsonl")) for config in runs[:2]]
     assert found[0] == found[1] and len(found[0]) == 6
 
 
 def interrupted(world, folder, settings):
-    """Ctrl-C reaches the second process only, within an evaluation: both leave it, and the first one saves."""
+    """Ctrl-C reaches the second process only, within a step, then an evaluation: both stop, and the first one saves."""
+    trainer = tiny_trainer(settings(gradient_accumulation_steps=2))
+    schedule = trainer.schedule
+    trainer.schedule = lambda i: (world.rank == i - 1 == 1 and signal.raise_signal(signal.SIGINT)) or schedule(i)
+    with pytest.raises(Interrupted, match="iteration 3"):
+        trainer.fit()
+
     config = settings(gradient_accumulation_steps=2, eval_iters=1000)
     trainer = tiny_trainer(config, [Checkpoints(folder / "interrupted")])
     sizes = trainer.token_bytes
