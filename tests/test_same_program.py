@@ -183,7 +183,7 @@ def a_linear_layer_without_inputs(t):
 def a_slice_of_a_sequential_keeps_its_names(t):
     layers = t.nn.Sequential(t.nn.Linear(1, 2), t.nn.ReLU(), t.nn.Linear(2, 1))
     some = t.nn.ModuleList([t.nn.ReLU(), t.nn.Tanh()])[1:]
-    return list(layers[1:].state_dict()), type(layers[-1]).__name__, type(some).__name__, len(some), "0" in dir(some)
+    return list(layers[1:].state_dict()), type(layers[-1]).__name__, type(some).__name__, len(some)
 
 
 # --- hooks ------------------------------------------------------------------------------------------------------------
