@@ -242,11 +242,6 @@ def out_of_memory(index, size, free, total, used):
             "smaller batch_size (with more gradient_accumulation_steps), a smaller block_size, or dtype bfloat16")
 
 
-def cuda_is_available():
-    """True where CuPy is installed and sees at least one GPU; never raises."""
-    return cuda_device_count() > 0
-
-
 def cuda_device_count():
     """The number of GPUs that CuPy sees; 0 without CuPy or driver."""
     try:

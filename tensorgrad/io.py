@@ -20,7 +20,10 @@ def save(tensors, path, metadata=None):
         if isinstance(value, TensorBase):
             value = value.device.to_numpy(value.array)
         if not isinstance(value, np.ndarray):
-            raise TypeError(f"save: {name!r} is a {type(value).__name__}, not a tensor or array")
+            raise TypeError(
+                f"save: {name!r} is a {type(value).__name__}, not a tensor or array; a file holds one dict of tensors "
+                "(nest by dots in their names) and, as `metadata`, one of strings"
+            )
         arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
     if metadata is not None and not all(isinstance(s, str) for item in metadata.items() for s in item):
         raise TypeError("save: metadata must map strings to strings")

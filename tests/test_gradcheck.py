@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,15 @@ def test_message_shows_both_gradients():
     with pytest.raises(RuntimeError) as caught:
         gradcheck(WRONG["value"], (leaf(1),))
     assert "numeric 2" in str(caught.value) and "analytic 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("reduce", [lambda x: x, lambda x: x.sum()], ids=["elements", "scalar"])
+def test_message_names_the_entry(reduce):
+    wrong = operation(lambda x: reduce(x * x), lambda x, g: 2 * x * g + (x == x.max()) * 1e-2)
+    x = leaf(2, 3)
+    place = tuple(int(i) for i in np.argwhere(x.detach().numpy() == x.detach().numpy().max())[0])
+    with pytest.raises(RuntimeError, match=re.escape(f"input{place}")):
+        gradcheck(wrong, (x,))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2), (0,)])

@@ -186,6 +186,19 @@ def a_slice_of_a_sequential_keeps_its_names(t):
     return list(layers[1:].state_dict()), type(layers[-1]).__name__, type(some).__name__, len(some)
 
 
+@program
+def adversarial_steps_with_a_frozen_critic(t):
+    made, critic = t.nn.Linear(2, 2), t.nn.Sequential(t.nn.Linear(2, 3), t.nn.LeakyReLU(0.2), t.nn.Linear(3, 1))
+    with t.no_grad():
+        for p in [*made.parameters(), *critic.parameters()]:
+            p.copy_(t.arange(float(p.numel())).reshape(p.shape) / 5 - 0.4)
+    score = critic(made(t.tensor([[1.0, -2.0], [0.5, 3.0]])))
+    critic.requires_grad_(False)
+    loss = t.nn.BCEWithLogitsLoss(pos_weight=t.tensor([2.0]))(score, t.ones(2, 1))
+    loss.backward()
+    return loss, *(p.grad for p in made.parameters()), *(p.grad for p in critic.parameters()), repr(critic)
+
+
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
 
@@ -433,3 +446,11 @@ def a_deep_copy_of_model_and_optimizer_goes_on_training(t):
 @pytest.mark.parametrize("function", PROGRAMS)
 def test_same_program(function):
     check(outcome(function, tg), outcome(function, torch))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "kl_div", "binary_cross_entropy_with_logits"])
+def test_losses_refuse_the_old_spelling_of_reduction(name):
+    loss = getattr(tg.nn.functional, name)
+    for option in ("size_average", "reduce"):
+        with pytest.raises(tg.OpError, match=f"{name}: size_average and reduce are not offered"):
+            loss(tg.ones(2, 3), tg.ones(2, 3), **{option: False})

@@ -77,7 +77,7 @@ def _check(func, inputs, eps, atol, rtol, seed):
             if any((n != 0).any() for n in numeric):
                 raise GradcheckError(f"gradcheck: output {k} does not require a gradient but changes with the inputs")
             continue
-        analytic = _analytic(out, leaves, wanted, k)
+        analytic = _analytic(out, leaves, wanted)
         for (i, x), n, a in zip(wanted, numeric, analytic, strict=True):
             _compare(f"Jacobian of output {k} {out.shape} by input {i} {x.shape}", n, a, atol, rtol, out.shape, x.shape)
         # all outputs at once against a random cotangent; and again: the bits must not change
@@ -89,8 +89,8 @@ def _check(func, inputs, eps, atol, rtol, seed):
             got = np.zeros(x.shape) if g is None else x.device.to_numpy(g.array)
             _compare(
                 f"gradient of input {i} {x.shape} for a random cotangent of output {k}",
-                (n @ v).reshape(1, -1),
-                got.reshape(1, -1),
+                (n @ v).reshape(-1, 1),
+                got.reshape(-1, 1),
                 atol,
                 rtol,
                 (),
@@ -140,7 +140,7 @@ def _size(func, inputs, k):
     return _tuple(func(*inputs))[k].array.size
 
 
-def _analytic(out, leaves, wanted, k):
+def _analytic(out, leaves, wanted):
     """The same tables from backward, one output element at a time; dtype and shape are checked on the way."""
     tables = [np.zeros((x.array.size, out.array.size)) for x in leaves]
     for j in range(out.array.size):
@@ -168,7 +168,7 @@ def _compare(what, numeric, analytic, atol, rtol, out_shape, in_shape):
     lines = [f"gradcheck: {what}: {len(places)} of {wrong.size} entries differ"]
     worst = sorted(places.tolist(), key=lambda p: -abs(numeric[tuple(p)] - analytic[tuple(p)]))
     for row, column in worst[:5]:
-        place = f"input{np.unravel_index(row if out_shape != () else column, in_shape or (1,))}"
+        place = f"input{np.unravel_index(row, in_shape or (1,))}"
         if out_shape != ():
             place += f" output{np.unravel_index(column, out_shape)}"
         place = place.replace("np.int64(", "").replace("),", ",").replace("))", ")")

@@ -25,18 +25,18 @@ class profile(OpHook):
         self._context.__exit__(*error)
 
     def before_forward(self, op, arrays):
-        self._start(op)
+        self._start()
 
     def after_forward(self, op, arrays, outputs):
         self._stop(op, "forward", sum(t.array.nbytes for t in outputs))
 
     def before_backward(self, op, gradients):
-        self._start(op)
+        self._start()
 
     def after_backward(self, op, gradients, input_gradients):
         self._stop(op, "backward", sum(g.array.nbytes for g in input_gradients if g is not None))
 
-    def _start(self, op):
+    def _start(self):
         self._starts.append(time.perf_counter())
         self._inner.append(0.0)
 

@@ -4,12 +4,14 @@ from . import functional, init, utils
 from .containers import ModuleDict, ModuleList, Sequential
 from .layers import (
     GELU,
+    BCEWithLogitsLoss,
     CrossEntropyLoss,
     Dropout,
     Embedding,
     Flatten,
     Identity,
     LayerNorm,
+    LeakyReLU,
     Linear,
     MSELoss,
     ReLU,
@@ -25,6 +27,7 @@ from .parameter import Parameter
 from .quantize import pack, quantize
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "Dropout",
     "Embedding",
@@ -32,6 +35,7 @@ __all__ = [
     "GELU",
     "Identity",
     "LayerNorm",
+    "LeakyReLU",
     "Linear",
     "MSELoss",
     "Module",

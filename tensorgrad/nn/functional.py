@@ -161,15 +161,15 @@ def sigmoid(input):
 
 def softmax(input, dim=None, dtype=None):
     """exp(x) / sum(exp(x)) along `dim`."""
-    return input.softmax(_last("softmax", input, dim), dtype=dtype)
+    return input.softmax(_chosen(input, dim), dtype=dtype)
 
 
 def log_softmax(input, dim=None, dtype=None):
     """log(softmax(x)) along `dim`, without overflow."""
-    return input.log_softmax(_last("log_softmax", input, dim), dtype=dtype)
+    return input.log_softmax(_chosen(input, dim), dtype=dtype)
 
 
-def _last(name, x, dim):
+def _chosen(x, dim):
     if dim is None:  # PyTorch's old implicit choice
         return 0 if x.ndim in (0, 1, 3) else 1
     return dim

@@ -158,7 +158,7 @@ class RMSNorm(Module):
 
 
 class _Activation(Module):
-    """What ReLU and SiLU share: `inplace=True` overwrites the input."""
+    """What ReLU, LeakyReLU and SiLU share: `inplace=True` overwrites the input."""
 
     def __init__(self, inplace=False):
         super().__init__()
@@ -173,6 +173,20 @@ class ReLU(_Activation):
 
     def forward(self, x):
         return F.relu(x, self.inplace)
+
+
+class LeakyReLU(_Activation):
+    """x where positive, else negative_slope * x (Maas et al. 2013)."""
+
+    def __init__(self, negative_slope=0.01, inplace=False):
+        super().__init__(inplace)
+        self.negative_slope = negative_slope
+
+    def forward(self, x):
+        return F.leaky_relu(x, self.negative_slope, self.inplace)
+
+    def extra_repr(self):
+        return f"negative_slope={self.negative_slope}" + (", inplace=True" if self.inplace else "")
 
 
 class GELU(Module):
@@ -267,3 +281,19 @@ class MSELoss(Module):
 
     def forward(self, x, target):
         return F.mse_loss(x, target, reduction=self.reduction)
+
+
+class BCEWithLogitsLoss(Module):
+    """Binary cross-entropy of logits x and targets y (probabilities) of one shape, `weight` per element, `pos_weight`
+    for the share of y: -(pos_weight y log sigmoid(x) + (1 - y) log(1 - sigmoid(x)))."""
+
+    def __init__(self, weight=None, reduction="mean", pos_weight=None):
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("pos_weight", pos_weight)
+        self.reduction = reduction
+
+    def forward(self, x, target):
+        return F.binary_cross_entropy_with_logits(
+            x, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight
+        )

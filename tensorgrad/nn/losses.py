@@ -26,6 +26,11 @@ def _weighted(name, loss, weight, reduction):
     return loss.sum() / weight.sum() if reduction == "mean" else _reduce(name, loss, reduction)
 
 
+def _no_old_spelling(name, size_average, reduce):
+    if size_average is not None or reduce is not None:
+        raise OpError(f"{name}: size_average and reduce are not offered; use reduction")
+
+
 def mse_loss(input, target, reduction="mean", weight=None):
     """(x - y)^2; with a weight per element, mean divides by the sum of the weights."""
     input, target = to_single(input, target)
@@ -87,8 +92,7 @@ def cross_entropy(
 ):
     """-log softmax(logits)[target] for logits (n, C), (C) or (n, C, d1, ...). `target` holds class ids (the rows with
     ignore_index do not count) or probabilities of the input's shape."""
-    if size_average is not None or reduce is not None:
-        raise OpError("cross_entropy: size_average and reduce are not offered; use reduction")
+    _no_old_spelling("cross_entropy", size_average, reduce)
     if not 0 <= label_smoothing <= 1:
         raise OpError(f"cross_entropy: label_smoothing must lie between 0 and 1, got {label_smoothing}")
     require_floating("cross_entropy", input)
@@ -144,6 +148,7 @@ def binary_cross_entropy_with_logits(
     input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
 ):
     """-(pos_weight y log sigmoid(x) + (1 - y) log(1 - sigmoid(x))), without overflow."""
+    _no_old_spelling("binary_cross_entropy_with_logits", size_average, reduce)
     input, target = to_single(input, target)
     if target.shape != input.shape:
         raise OpError(
@@ -160,6 +165,7 @@ def binary_cross_entropy_with_logits(
 def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_target=False):
     """target (log target - input) for log-probabilities `input`; 0 where target is 0. reduction "batchmean" divides by
     the first size."""
+    _no_old_spelling("kl_div", size_average, reduce)
     input, target = to_single(input, target)
     if log_target:
         loss = target.exp() * (target - input)

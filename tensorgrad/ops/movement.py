@@ -347,10 +347,6 @@ class MovementMethods:
     def is_contiguous(self):
         return self.array.flags.c_contiguous
 
-    def pad(self, pad, mode="constant", value=0.0):
-        """See nn.functional.pad."""
-        return pad_constant(self, pad, value)
-
     T = property(
         lambda self: self.permute(tuple(reversed(range(self.array.ndim)))), doc="Dimensions reversed (a view)."
     )
