@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 
 import tensorgrad as tg
-from tensorgrad.nn.utils import get_total_norm
+from tensorgrad.nn.utils import clip_grad_norm_, get_total_norm
 
 from ..errors import UserError
 from ..text import IGNORE_INDEX, check_length
@@ -51,6 +51,9 @@ class Trainer:
             raise UserError(f"gradient_accumulation_steps = {config.gradient_accumulation_steps} cannot be shared out "
                             f"among {self.world.size} processes: make it a multiple of {self.world.size}, and "
                             "batch_size smaller for as many tokens per step")
+        if config.cuda_graph and (self.world.size > 1 or isinstance(dataset.train, Examples)):
+            raise UserError("cuda_graph is for one process, and for batches of one length, which examples are not; "
+                            "leave cuda_graph out")
         self.model, self.config, self.dataset = model.to(config.device), config, dataset
         model.activation_checkpointing = config.activation_checkpointing
         self.callbacks = list(callbacks)
@@ -69,6 +72,7 @@ class Trainer:
         self._runs_ahead = tg.device(config.device).type != "cpu"  # the host queues steps without waiting for results
         self._prefetch = tg.cuda.Prefetcher(config.device) if self._runs_ahead else None
         self._ahead = None                # the next step's batches, on the device already, and the state before them
+        self._graph = None                # a whole step as a CUDA graph; recorded before it is first launched
         self._unread = []                 # (record, loss, norm) of the steps whose results were not read yet
         self._read_at = None              # when results were read last, on the host's clock
         self._step_tokens = 0             # that the latest step went over
@@ -131,12 +135,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self._read_at = self._read_at or start
+        (self._launch if self.config.cuda_graph else self._compute)({"iter": self.iteration, "lr": lr})
+        self.iteration += 1
+        due = (self.config.log_interval, self.config.sample_interval or math.inf)
+        if not self._runs_ahead or any((self.iteration - 1) % n == 0 or self.iteration % n == 0 for n in due):
+            self._report()
+        else:
+            self._ahead = self._load()  # while the GPU computes
+
+    def _compute(self, record):
+        """Make a step, and keep its loss and gradient norm with `record`, to be read later."""
         loss = self.world.all_reduce_(self._accumulate_gradients())
         self.world.all_reduce_gradients_(self.optimizer)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = self.world.broadcast_(get_total_norm(self._gradients()))  # one number of threads may sum up otherwise
-        self._unread.append(({"iter": self.iteration, "lr": lr}, loss, norm, self._step_tokens))
+        self._unread.append((record, loss, norm, self._step_tokens))
         if not self._runs_ahead:
             self._read(self._unread[-1])  # before the weights are touched
         if self.scaler.is_enabled():
@@ -145,12 +159,20 @@ class Trainer:
         else:
             self.optimizer.step(grad_scale=self._clipping(norm))
         self.optimizer.zero_grad()
-        self.iteration += 1
-        due = (self.config.log_interval, self.config.sample_interval or math.inf)
-        if not self._runs_ahead or any((self.iteration - 1) % n == 0 or self.iteration % n == 0 for n in due):
-            self._report()
-        else:
-            self._ahead = self._load()  # while the GPU computes
+
+    def _launch(self, record):
+        """The same as a CUDA graph."""
+        batches, parts = self._next()
+        ids = [tensor for pair in batches for tensor in pair]
+
+        def gradients(*ids):
+            loss, clip = self._add_up(list(zip(ids[::2], ids[1::2], strict=True)), parts), self.config.grad_clip
+            return loss, clip_grad_norm_(self.model.parameters(), clip) if clip else get_total_norm(self._gradients())
+
+        if self._graph is None:
+            self._graph = tg.cuda.graphed_step(gradients, self.optimizer, *ids)
+        loss, norm = (t.clone() for t in self._graph(*ids))  # the next step writes over them
+        self._unread.append((record, loss, norm, self._step_tokens))
 
     def _gradients(self):
         return [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -189,8 +211,15 @@ class Trainer:
     def _accumulate_gradients(self):
         """Forward and backward over this process's batches of one step; returns their part of the mean loss of all the
         step's targets (0-d). Of examples one batch may hold more targets than another, and then counts for more."""
+        return self._add_up(*self._next())
+
+    def _next(self):
+        """(batches, of how many parts each is one) of the step to make."""
         batches, shares, self._step_tokens, _ = self._ahead or self._load()
         self._ahead = None
+        return batches, shares
+
+    def _add_up(self, batches, shares):
         total = 0.0
         for (x, y), parts in zip(batches, shares, strict=True):
             with arithmetic(self.config.dtype, self.config.device):
@@ -320,7 +349,7 @@ class Trainer:
             setattr(self, name, state[name])
         self.saved_at = self.iteration
         self.batches.load_state_dict(state["batches"])
-        self._ahead = None
+        self._ahead = self._graph = None
         if self.scaler.is_enabled() and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
         tg.set_rng_state(state["random"], self.config.device)
