@@ -213,6 +213,18 @@ def retained_gradients_are_what_hooks_make_of_them(t):
 
 
 @program
+def retained_gradients_are_those_of_the_values_after_a_write(t):
+    x = t.ones(2, requires_grad=True)
+    y, z = x * 3, x * 4
+    y.retain_grad()
+    z.retain_grad()
+    y.mul_(2)
+    z[0] = 7.0
+    (y * 5 + z * z).sum().backward()
+    return y.grad, z.grad, x.grad
+
+
+@program
 def a_hook_may_not_change_the_shape(t):
     x = t.ones(2, requires_grad=True)
     x.register_hook(lambda g: g[:1])

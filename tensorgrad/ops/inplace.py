@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import dtypes
 from ..device import address
-from ..engine import Leaf, Op, apply, modes, wrap
+from ..engine import LAST, Leaf, Op, apply, modes, wrap
 from ..errors import OpError, OpTypeError
 from .common import cast, is_tensor, scalar
 from .indexing import Put, SetItem, Take
@@ -100,6 +100,7 @@ class InPlaceMethods:
         self._bump()
         if not modes.grad:
             return self
+        before = self._current_node()
         if self._view is None:
             self.node = node
             self.version()[1] += 1
@@ -108,6 +109,12 @@ class InPlaceMethods:
             base.node = written.node
             base.version()[1] += 1
             self._refresh_view()
+        if self.retains_grad and before is not self.node:  # .grad is that of the values it has now
+            if before is not None and before.hooks:
+                before.hooks.pop(LAST, None)
+            self.retains_grad = False
+            if self.node is not None:
+                self.retain_grad()
         return self
 
     def _refresh_view(self):
