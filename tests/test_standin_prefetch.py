@@ -93,9 +93,9 @@ def test_the_trainer_s_batches_come_this_way(tmp_path, gpu, monkeypatch):  # noq
     _, copies = recorded(monkeypatch)
     trainer._prefetch = tg.cuda.Prefetcher("cuda")
     state = trainer.batches.state_dict()
-    batches, counts, _ = trainer._load()
+    batches, parts, tokens, _ = trainer._load()
     trainer.batches.load_state_dict(state)
-    assert copies and counts == [y.numel() for _, y in batches]
+    assert copies and parts == [2, 2] and tokens == sum(y.numel() for _, y in batches)
     for x, y in batches:
         for got, want in zip((x, y), trainer.batches.next(), strict=True):
             np.testing.assert_array_equal(got.cpu().numpy(), want)
