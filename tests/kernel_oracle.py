@@ -1,7 +1,6 @@
 """What the tests of kernels/ share: levels, pools of any size, layouts of arrays, float64 composed mathematics."""
 
 import importlib
-import os
 
 import numpy as np
 import pytest
@@ -33,7 +32,6 @@ def use_threads(monkeypatch, threads):
         pools.pool()  # limits BLAS
         _pools[threads] = pools.Pool(threads)
     monkeypatch.setattr(pools, "_pool", _pools[threads])
-    monkeypatch.setattr(pools, "_pid", os.getpid())
 
 
 def laid(array, layout):

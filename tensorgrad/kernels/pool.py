@@ -142,7 +142,6 @@ class Pool:
 
 
 _pool = None
-_pid = None
 _share = None
 
 
@@ -157,13 +156,22 @@ def share_processors(threads):
 
 
 def pool():
-    """The process's pool; made at first use, and again after a fork (threads do not survive one)."""
-    global _pool, _pid
-    if _pool is None or _pid != os.getpid():
+    """The process's pool; made at first use, and again in the child of a fork."""
+    global _pool
+    if _pool is None:
         from .blas import limit_threads
         from .memory import keep_freed_memory
 
         limit_threads()
         keep_freed_memory()
-        _pool, _pid = Pool(thread_count()), os.getpid()
+        _pool = Pool(thread_count())
     return _pool
+
+
+def _forget():
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)  # threads do not survive a fork
