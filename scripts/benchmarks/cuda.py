@@ -219,11 +219,10 @@ def _versions(library):
     if library.__name__ == "torch":
         return found | {"cuda": library.version.cuda}
     try:
-        import cupy
-
-        return found | {"cupy": cupy.__version__, "cuda": cupy.cuda.runtime.runtimeGetVersion()}
-    except Exception:
+        xp = library.device("cuda").xp
+    except library.DeviceError:  # tried out on a CPU
         return found
+    return found | {"cupy": xp.__version__, "cuda": xp.cuda.runtime.runtimeGetVersion()}
 
 
 class _counting:
