@@ -31,17 +31,23 @@ def python(code, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-@given(n=st.integers(0, 5000), grain=st.integers(0, 700), align=st.integers(1, 130), threads=st.integers(1, 9))
+@given(n=st.integers(0, 5000), grain=st.integers(0, 700), lead=st.sampled_from([0, 0, 3, 90, 6000]),
+       align=st.integers(1, 130), threads=st.integers(1, 9))
 @settings(max_examples=200, deadline=None)
-def test_split_covers_every_index_once(n, grain, align, threads):
+def test_split_covers_every_index_once(n, grain, lead, align, threads):
     pool, spans = Pool(threads), []
     pool.run = lambda tasks: [function(*args) for function, args in tasks]  # what it would do, one after the other
-    pool.split(lambda start, stop, extra: spans.append((start, stop, extra)), n, "extra", grain=grain, align=align)
+    pool.split(lambda start, stop, extra: spans.append((start, stop, extra)), n, "extra", grain=grain, lead=lead,
+               align=align)
     covered = Counter(i for start, stop, _ in spans for i in range(start, stop))
     assert covered == Counter(range(n)) and len(spans) <= threads
     assert all(extra == "extra" and start % align == 0 for start, _, extra in spans)
     if align == 1 and len(spans) > 1:
-        assert min(stop - start for start, stop, _ in spans) >= grain
+        lengths = [stop - start for start, stop, _ in spans]
+        if not lead:
+            assert min(lengths) >= grain
+        elif lead <= n:
+            assert lead - 1 <= lengths[-1] - max(lengths[:-1]) <= lead + 1
 
 
 def test_split_runs_at_the_same_time(pool):
@@ -206,7 +212,7 @@ import os, sys
 import numpy as np
 from tensorgrad.kernels.pool import pool
 from tensorgrad.kernels import threaded
-x = np.random.default_rng(0).standard_normal((500, 400))
+x = np.random.default_rng(0).standard_normal((1000, 400))
 want = threaded.softmax(np, x, 1)
 parent = pool()
 assert parent._workers, "the parent's pool was not used"

@@ -4,7 +4,9 @@ import numpy as np
 
 from .pool import pool
 
-BLOCK = 65536  # elements per block of a multi-pass routine: its temporaries stay in the cache
+# Elements per block of a multi-pass routine. Its temporaries should stay in the cache; on the other hand threads meet
+# at the GIL after each pass, and the one that must wait and be woken loses the time of a pass over 65536 elements.
+BLOCK = 1 << 17
 
 
 def blockwise(function, out, *arrays):
@@ -23,7 +25,7 @@ def blockwise(function, out, *arrays):
 
 def spread(function, out, *arrays):
     """out[...] = function(*arrays) in blocks over the pool, for contiguous arrays; else at once."""
-    if out.size <= BLOCK // 4 or not all(a.flags.c_contiguous for a in (out, *arrays)):
+    if out.size < 2 * BLOCK or not all(a.flags.c_contiguous for a in (out, *arrays)):
         return blockwise(function, out, *arrays)
     flat, parts = out.reshape(-1), [a.reshape(-1) for a in arrays]
 
@@ -32,7 +34,7 @@ def spread(function, out, *arrays):
             j = min(i + BLOCK, stop)
             flat[i:j] = function(*(p[i:j] for p in parts))
 
-    pool().split(part, flat.size, grain=BLOCK // 8, align=16)
+    pool().split(part, flat.size, grain=BLOCK, align=16)
     return out
 
 
@@ -44,4 +46,4 @@ def by_rows(function, rows, width):
         for i in range(start, stop, step):
             function(i, min(i + step, stop))
 
-    pool().split(part, rows, grain=max(1, BLOCK // 8 // max(width, 1)))
+    pool().split(part, rows, grain=max(1, BLOCK // max(width, 1)))

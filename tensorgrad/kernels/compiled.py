@@ -83,7 +83,7 @@ def usable(*arrays):
 def _flat(kernel, *arrays):
     """Run a flat kernel over the pool; the last array is the result."""
     flat = [a.reshape(-1) for a in arrays]
-    pool().split(kernel, flat[0].size, *flat, grain=1 << 14, align=16)
+    pool().split(kernel, flat[0].size, *flat, grain=1 << 15, lead=1 << 15, align=16)
     return arrays[-1]
 
 
@@ -163,7 +163,7 @@ def _layer_norm_backward(start, stop, x, weight, mean, rstd, g, gtotal, add, dx,
             more = gtotal[i]
             for j in range(width):
                 out[j] += more[j]
-    part = start * parts // x.shape[0]  # which of the `parts` this is: it has a row of its own
+    part = start * parts // x.shape[0]  # which of the `parts`, all alike, this is: it has a row of its own
     dweight[part], dbias[part] = dw, db
 
 
@@ -203,7 +203,7 @@ def _row_sums(kernel, count, x, *arrays):
     """Run a kernel that also adds up rows, into a row of `count` tables per thread; the tables' sums."""
     parts = pool().parts(len(x), _grain(x))
     tables = np.zeros((count, parts, x.shape[1]), F32)
-    _rows(kernel, x, *arrays, *tables, parts)
+    pool().split(kernel, len(x), x, *arrays, *tables, parts, grain=_grain(x))  # equal parts, without a lead
     return [table.sum(0) for table in tables]
 
 
@@ -292,11 +292,11 @@ def _affine(x, weight, bias):
 
 
 def _rows(kernel, x, *arrays):
-    pool().split(kernel, len(x), x, *arrays, grain=_grain(x))
+    pool().split(kernel, len(x), x, *arrays, grain=_grain(x), lead=_grain(x))
 
 
 def _grain(x):
-    return max(1, (1 << 14) // x.shape[1])
+    return max(1, (1 << 16) // x.shape[1])
 
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
@@ -314,7 +314,8 @@ def embedding_backward(device, ids, g, rows, into=None):
     if not usable(g) or ids.dtype != np.int64:
         return threaded.embedding_backward(device, ids, g, rows, into)
     out = reference.table(np, rows, g.shape[1], F32, into)
-    pool().split(_embedding_backward, g.shape[1], np.ascontiguousarray(ids), g, out, grain=16, align=16)
+    grain = max(16, (1 << 17) // len(ids))
+    pool().split(_embedding_backward, g.shape[1], np.ascontiguousarray(ids), g, out, grain=grain, align=16)
     return out
 
 
@@ -342,7 +343,8 @@ def dropout(device, x, p, identity):
         offset,
         threshold,
         F32(1 / (1 - p)),
-        grain=1 << 14,
+        grain=1 << 15,
+        lead=1 << 15,
         align=16,
     )
     return y
@@ -369,4 +371,4 @@ def adamw(xp, p, grad, m, v, **options):
     lr, betas, step = options["lr"], options["betas"], options["step"]
     numbers = (1 - lr * options["weight_decay"], *betas, lr / (1 - betas[0] ** step))
     numbers += (1 / math.sqrt(1 - betas[1] ** step), options["eps"], options.get("grad_scale", 1))
-    pool().split(_adamw, p.size, p, grad, m, v, *map(F32, numbers), grain=1 << 14, align=16)
+    pool().split(_adamw, p.size, p, grad, m, v, *map(F32, numbers), grain=1 << 15, lead=1 << 15, align=16)

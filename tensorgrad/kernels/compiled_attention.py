@@ -1,57 +1,24 @@
-"""Causal and full attention for float32 on a CPU, compiled by Numba around BLAS products (extra `fast`).
+"""Causal and full attention for float32 on a CPU, compiled by Numba (extra `fast`).
 
-Tiles of TILE queries see only the keys they may look at, so causal attention does half the work. Forward keeps the
-output and two numbers per query, the largest score and the log of the sum of exponentials relative to it; backward
-computes the probabilities again from these, so that no T x T matrix outlives a tile (Dao et al. 2022,
-arXiv:2205.14135). One task is a batch element and a key head with all the query heads that share it; tasks are spread
-over the pool and run without the GIL.
+Queries see only the keys they may look at, four queries and WIDTH keys at a time, so causal attention does half the
+work. Forward keeps the output and two numbers per query, the largest score and the log of the sum of exponentials
+relative to it; backward computes the probabilities again from these, so that no T x T matrix outlives a tile of TILE
+queries (Dao et al. 2022, arXiv:2205.14135). One task is a batch element and a key head with all the query heads that
+share it; tasks are spread over the pool and run without the GIL.
 """
 
-import ctypes
-
-import llvmlite.binding
 import numpy as np
-from numba import carray, types
+from numba import carray
 
-from . import blas, threaded
+from . import threaded
 from .compiled_math import F32, ONE, exp, exp_shifted, hash32, largest, njit_fast, pointer
+from .compiled_tile import ROWS, WIDTH, pack, pack_transposed, room, tile
 from .memory import empty
 from .pool import pool
 from .reference import dropout_key
 
 TILE = 64
-_NO, _TRANS = 111, 112
-
-
-def _bind():
-    """Make BLAS's sgemm known to compiled code under a name of its own; None where there is no BLAS to bind."""
-    function = blas._function("s")
-    if function is None:
-        return None
-    llvmlite.binding.add_symbol("tensorgrad_cblas_sgemm", ctypes.cast(function, ctypes.c_void_p).value)
-    integer, real, pointer = types.int64, types.float32, types.intp
-    return types.ExternalFunction(
-        "tensorgrad_cblas_sgemm",
-        types.void(
-            integer,
-            integer,
-            integer,
-            integer,
-            integer,
-            integer,
-            real,
-            pointer,
-            integer,
-            pointer,
-            integer,
-            real,
-            pointer,
-            integer,
-        ),
-    )
-
-
-_sgemm = _bind()
+FEW = 8  # queries below which putting the keys in panels costs more than it saves
 
 
 @njit_fast
@@ -62,37 +29,44 @@ def _drop(row, first, n, multiplier, offset, threshold, scale):
 
 
 @njit_fast
+def _multiply(k, a, row, rows, step, panels, columns, c, c_row, scale, add):
+    """ROWS rows of `columns` columns at c, `c_row` bytes apart: scale * A @ B, or += with `add`. A's first row is at a,
+    the others `row` bytes apart as far as `rows` of them are there; a row's numbers lie `step` bytes apart. B (k,
+    columns): the address of its panels, which may begin at a later row of each, `panels[1]` of which follow."""
+    first, height = panels
+    a1, a2, a3 = a + min(1, rows - 1) * row, a + min(2, rows - 1) * row, a + min(3, rows - 1) * row
+    for j in range(0, columns, WIDTH):
+        to = c + 4 * j
+        tile(k, a, a1, a2, a3, step, first + 4 * j * height, to, to + c_row, to + 2 * c_row, to + 3 * c_row, scale, add)
+
+
+@njit_fast
+def _copy(source, step, rows, columns, target, target_step):
+    """Rows of `columns` numbers from one address to another, steps in bytes."""
+    for i in range(rows):
+        row, out = carray(pointer(source + i * step), columns), carray(pointer(target + i * target_step), columns)
+        for j in range(columns):
+            out[j] = row[j]
+
+
+@njit_fast
 def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop, key, keep_scale):
-    """q, k, v, out: addresses; strides (4, 3): of q, k, v, out over batch, head and row, in elements."""
+    """q, k, v, out: addresses; strides (4, 3): of q, k, v, out over batch, head and row, in bytes."""
     heads, groups, rows, columns, d, e = shape
     share = heads // groups
-    scores = np.empty((TILE, columns), F32)
+    keys, values = np.empty(room(columns, d), F32), np.empty(room(e, columns), F32)  # (d, columns), (columns, e)
+    scores, result = np.empty((ROWS, room(columns, 1)), F32), np.empty((ROWS, room(e, 1)), F32)
+    s, s_row, y, y_row = scores.ctypes.data, scores.strides[0], result.ctypes.data, result.strides[0]
     for task in range(start, stop):
         b, group = task // groups, task % groups
-        kp = k + 4 * (b * strides[1, 0] + group * strides[1, 1])
-        vp = v + 4 * (b * strides[2, 0] + group * strides[2, 1])
+        pack_transposed(k + b * strides[1, 0] + group * strides[1, 1], strides[1, 2], columns, d, keys)
+        pack(v + b * strides[2, 0] + group * strides[2, 1], strides[2, 2], columns, e, values)
         for h in range(group * share, (group + 1) * share):
-            qp = q + 4 * (b * strides[0, 0] + h * strides[0, 1])
-            op = out + 4 * (b * strides[3, 0] + h * strides[3, 1])
-            for i in range(0, rows, TILE):
-                n = min(TILE, rows - i)
-                m = min(i + n, columns) if causal else columns
-                _sgemm(
-                    101,
-                    _NO,
-                    _TRANS,
-                    n,
-                    m,
-                    d,
-                    scale,
-                    qp + 4 * i * strides[0, 2],
-                    strides[0, 2],
-                    kp,
-                    strides[1, 2],
-                    F32(0),
-                    scores.ctypes.data,
-                    columns,
-                )
+            for i in range(0, rows, ROWS):
+                n = min(ROWS, rows - i)
+                seen = min(i + ROWS, columns) if causal else columns  # by the last of these queries
+                queries = q + b * strides[0, 0] + h * strides[0, 1] + i * strides[0, 2]
+                _multiply(d, queries, strides[0, 2], n, 4, (keys.ctypes.data, d), seen, s, s_row, scale, False)
                 for r in range(n):
                     row = scores[r]
                     last = min(i + r + 1, columns) if causal else columns
@@ -105,27 +79,14 @@ def _forward(start, stop, q, k, v, out, lse, strides, shape, causal, scale, drop
                     inverse = ONE / total
                     for j in range(last):
                         row[j] *= inverse
-                    for j in range(last, m):
+                    for j in range(last, seen):
                         row[j] = F32(0)
                     lse[b, h, i + r, 0], lse[b, h, i + r, 1] = top, np.log(total)
                     if drop:
                         _drop(row, ((b * heads + h) * rows + i + r) * columns, last, key[0], key[1], key[2], keep_scale)
-                _sgemm(
-                    101,
-                    _NO,
-                    _NO,
-                    n,
-                    e,
-                    m,
-                    ONE,
-                    scores.ctypes.data,
-                    columns,
-                    vp,
-                    strides[2, 2],
-                    F32(0),
-                    op + 4 * i * strides[3, 2],
-                    strides[3, 2],
-                )
+                _multiply(seen, s, s_row, n, 4, (values.ctypes.data, columns), e, y, y_row, ONE, False)
+                target = out + b * strides[3, 0] + h * strides[3, 1] + i * strides[3, 2]
+                _copy(y, y_row, n, e, target, strides[3, 2])
 
 
 @njit_fast
@@ -133,146 +94,86 @@ def _backward(start, stop, q, k, v, out, g, dq, dk, dv, lse, strides, shape, cau
     """strides (8, 3): of q, k, v, out, g, dq, dk, dv."""
     heads, groups, rows, columns, d, e = shape
     share = heads // groups
-    p, ds = np.empty((TILE, columns), F32), np.empty((TILE, columns), F32)
+    keys, keys_by_row = np.empty(room(columns, d), F32), np.empty(room(d, columns), F32)  # (d, columns), (columns, d)
+    values = np.empty(room(columns, e), F32)  # (e, columns)
+    queries, gradients = np.empty(room(d, TILE), F32), np.empty(room(e, TILE), F32)  # (TILE, d), (TILE, e)
+    across = room(columns, 1) + WIDTH  # rows a power of two apart would all fall on the same lines of the cache
+    p, ds = np.empty((TILE, across), F32), np.empty((TILE, across), F32)
+    dkeys, dvalues = np.empty((columns + ROWS, room(d, 1)), F32), np.empty((columns + ROWS, room(e, 1)), F32)
+    result = np.empty((ROWS, room(d, 1)), F32)
+    width = p.strides[0]
     for task in range(start, stop):
         b, group = task // groups, task % groups
-        kp = k + 4 * (b * strides[1, 0] + group * strides[1, 1])
-        vp = v + 4 * (b * strides[2, 0] + group * strides[2, 1])
-        dkp = dk + 4 * (b * strides[6, 0] + group * strides[6, 1])
-        dvp = dv + 4 * (b * strides[7, 0] + group * strides[7, 1])
-        beta = F32(0)  # the first tile covers all keys and overwrites, the others add
+        kp, vp = k + b * strides[1, 0] + group * strides[1, 1], v + b * strides[2, 0] + group * strides[2, 1]
+        pack_transposed(kp, strides[1, 2], columns, d, keys)
+        pack_transposed(vp, strides[2, 2], columns, e, values)
+        pack(kp, strides[1, 2], columns, d, keys_by_row)
+        dkeys[:], dvalues[:] = F32(0), F32(0)
         for h in range(group * share, (group + 1) * share):
-            qp = q + 4 * (b * strides[0, 0] + h * strides[0, 1])
-            dqp = dq + 4 * (b * strides[5, 0] + h * strides[5, 1])
-            op = out + 4 * (b * strides[3, 0] + h * strides[3, 1])
-            gp = g + 4 * (b * strides[4, 0] + h * strides[4, 1])
-            tiles = (rows + TILE - 1) // TILE
-            for t in range(tiles):
-                i = (tiles - 1 - t) * TILE
+            for i in range(0, rows, TILE):
                 n = min(TILE, rows - i)
-                m = min(i + n, columns) if causal and t > 0 else columns
-                _sgemm(
-                    101,
-                    _NO,
-                    _TRANS,
-                    n,
-                    m,
-                    d,
-                    scale,
-                    qp + 4 * i * strides[0, 2],
-                    strides[0, 2],
-                    kp,
-                    strides[1, 2],
-                    F32(0),
-                    p.ctypes.data,
-                    columns,
-                )
-                _sgemm(
-                    101,
-                    _NO,
-                    _TRANS,
-                    n,
-                    m,
-                    e,
-                    ONE,
-                    gp + 4 * i * strides[4, 2],
-                    strides[4, 2],
-                    vp,
-                    strides[2, 2],
-                    F32(0),
-                    ds.ctypes.data,
-                    columns,
-                )
-                for r in range(n):
-                    row, grow = p[r], ds[r]
-                    last = min(i + r + 1, columns) if causal else columns
-                    top, rest = lse[b, h, i + r, 0], lse[b, h, i + r, 1]
-                    o = carray(pointer(op + 4 * (i + r) * strides[3, 2]), e)
-                    do = carray(pointer(gp + 4 * (i + r) * strides[4, 2]), e)
-                    delta = F32(0)  # sum(dP P) = sum(dO O)
-                    for j in range(e):
-                        delta += o[j] * do[j]
-                    first = ((b * heads + h) * rows + i + r) * columns
-                    if drop:
-                        _drop(grow, first, last, key[0], key[1], key[2], keep_scale)
-                    for j in range(last):
-                        x = exp_shifted(row[j], top, rest)
-                        row[j] = x
-                        grow[j] = x * (grow[j] - delta) * scale
-                    for j in range(last, m):
-                        row[j] = F32(0)
-                        grow[j] = F32(0)
-                    if drop:
-                        _drop(row, first, last, key[0], key[1], key[2], keep_scale)
-                _sgemm(
-                    101,
-                    _NO,
-                    _NO,
-                    n,
-                    d,
-                    m,
-                    ONE,
-                    ds.ctypes.data,
-                    columns,
-                    kp,
-                    strides[1, 2],
-                    F32(0),
-                    dqp + 4 * i * strides[5, 2],
-                    strides[5, 2],
-                )
-                _sgemm(
-                    101,
-                    _TRANS,
-                    _NO,
-                    m,
-                    d,
-                    n,
-                    ONE,
-                    ds.ctypes.data,
-                    columns,
-                    qp + 4 * i * strides[0, 2],
-                    strides[0, 2],
-                    beta,
-                    dkp,
-                    strides[6, 2],
-                )
-                _sgemm(
-                    101,
-                    _TRANS,
-                    _NO,
-                    m,
-                    e,
-                    n,
-                    ONE,
-                    p.ctypes.data,
-                    columns,
-                    gp + 4 * i * strides[4, 2],
-                    strides[4, 2],
-                    beta,
-                    dvp,
-                    strides[7, 2],
-                )
-                beta = ONE
+                qp = q + b * strides[0, 0] + h * strides[0, 1] + i * strides[0, 2]
+                op = out + b * strides[3, 0] + h * strides[3, 1] + i * strides[3, 2]
+                gp = g + b * strides[4, 0] + h * strides[4, 1] + i * strides[4, 2]
+                dqp = dq + b * strides[5, 0] + h * strides[5, 1] + i * strides[5, 2]
+                pack(qp, strides[0, 2], n, d, queries)
+                pack(gp, strides[4, 2], n, e, gradients)
+                for r in range(0, n, ROWS):
+                    m = min(ROWS, n - r)
+                    seen = min(i + r + ROWS, columns) if causal else columns
+                    pp, dsp = p.ctypes.data + r * width, ds.ctypes.data + r * width
+                    _multiply(d, qp + r * strides[0, 2], strides[0, 2], m, 4, (keys.ctypes.data, d), seen, pp, width,
+                              scale, False)
+                    _multiply(e, gp + r * strides[4, 2], strides[4, 2], m, 4, (values.ctypes.data, e), seen, dsp, width,
+                              ONE, False)
+                    for x in range(r, r + m):
+                        row, grow = p[x], ds[x]
+                        last = min(i + x + 1, columns) if causal else columns
+                        top, rest = lse[b, h, i + x, 0], lse[b, h, i + x, 1]
+                        o, do = carray(pointer(op + x * strides[3, 2]), e), carray(pointer(gp + x * strides[4, 2]), e)
+                        delta = F32(0)  # sum(dP P) = sum(dO O)
+                        for j in range(e):
+                            delta += o[j] * do[j]
+                        first = ((b * heads + h) * rows + i + x) * columns
+                        if drop:
+                            _drop(grow, first, last, key[0], key[1], key[2], keep_scale)
+                        for j in range(last):
+                            y = exp_shifted(row[j], top, rest)
+                            row[j] = y
+                            grow[j] = y * (grow[j] - delta) * scale
+                        for j in range(last, seen):
+                            row[j] = F32(0)
+                            grow[j] = F32(0)
+                        if drop:
+                            _drop(row, first, last, key[0], key[1], key[2], keep_scale)
+                    _multiply(seen, dsp, width, m, 4, (keys_by_row.ctypes.data, columns), d, result.ctypes.data,
+                              result.strides[0], ONE, False)
+                    _copy(result.ctypes.data, result.strides[0], m, d, dqp + r * strides[5, 2], strides[5, 2])
+                for j in range(0, min(i + n, columns) if causal else columns, ROWS):
+                    r = max(0, j - i) // ROWS * ROWS if causal else 0  # the first query that sees one of these keys
+                    skip = 4 * r * WIDTH
+                    _multiply(n - r, p.ctypes.data + r * width + 4 * j, 4, ROWS, width,
+                              (gradients.ctypes.data + skip, n), e, dvalues[j].ctypes.data, dvalues.strides[0], ONE,
+                              True)
+                    _multiply(n - r, ds.ctypes.data + r * width + 4 * j, 4, ROWS, width,
+                              (queries.ctypes.data + skip, n), d, dkeys[j].ctypes.data, dkeys.strides[0], ONE, True)
+        _copy(dkeys.ctypes.data, dkeys.strides[0], columns, d, dk + b * strides[6, 0] + group * strides[6, 1],
+              strides[6, 2])
+        _copy(dvalues.ctypes.data, dvalues.strides[0], columns, e, dv + b * strides[7, 0] + group * strides[7, 1],
+              strides[7, 2])
 
 
 def _readable(*arrays):
-    """float32 arrays whose last dimension is contiguous and whose rows BLAS can step over."""
-    return all(
-        a.dtype == F32
-        and a.ndim == 4
-        and a.strides[3] == 4
-        and a.strides[2] >= 4 * a.shape[3]
-        and all(s % 4 == 0 for s in a.strides)
-        for a in arrays
-    )
+    """float32 arrays whose last dimension is contiguous?"""
+    return all(a.dtype == F32 and a.ndim == 4 and a.strides[3] == 4 for a in arrays)
 
 
 def usable(q, k, v, mask):
-    return _sgemm is not None and mask is None and min(q.size, k.size, v.size) > 0 and _readable(q, k, v)
+    return mask is None and min(q.size, k.size, v.size) > 0 and q.shape[2] >= FEW and _readable(q, k, v)
 
 
 def _strides(*arrays):
-    return np.array([[s // 4 for s in a.strides[:3]] for a in arrays], np.int64)
+    return np.array([a.strides[:3] for a in arrays], np.int64)
 
 
 def _options(q, k, v, scale, p, identity):
@@ -301,6 +202,7 @@ def attention(device, q, k, v, mask, causal, scale, p, identity):
         drop,
         key,
         keep_scale,
+        lead=_lead(shape),
     )
     return out, (out, lse)
 
@@ -326,8 +228,15 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
         drop,
         key,
         keep_scale,
+        lead=_lead(shape),
     )
     return dq, dk, dv
+
+
+def _lead(shape):
+    """Tasks that take as long as waking a thread; most often none."""
+    heads, groups, rows, columns, d, _ = shape
+    return (1 << 17) // (heads // groups * rows * columns * d)
 
 
 def gradients_like(q, k, v):

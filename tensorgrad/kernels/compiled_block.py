@@ -52,7 +52,7 @@ def _places(*arrays):
 
 
 def _grain(width):
-    return max(1, (1 << 14) // max(width, 1))
+    return max(1, (1 << 16) // max(width, 1))
 
 
 def swiglu(xp, gate, value):
@@ -60,7 +60,7 @@ def swiglu(xp, gate, value):
         return threaded.swiglu(xp, gate, value)
     y = empty(gate.shape, np.float32)
     rows, width = gate.shape
-    pool().split(_swiglu, rows, width, *_places(gate, value), y.ctypes.data, grain=_grain(width))
+    pool().split(_swiglu, rows, width, *_places(gate, value), y.ctypes.data, grain=_grain(width), lead=_grain(width))
     return y
 
 
@@ -69,7 +69,7 @@ def swiglu_backward(xp, gate, value, g, dgate, dvalue):
         return threaded.swiglu_backward(xp, gate, value, g, dgate, dvalue)
     rows, width = gate.shape
     places = (*_places(gate, value), g.ctypes.data, *_places(dgate, dvalue))
-    pool().split(_swiglu_backward, rows, width, *places, grain=_grain(width))
+    pool().split(_swiglu_backward, rows, width, *places, grain=_grain(width), lead=_grain(width))
 
 
 @njit_exact
@@ -145,5 +145,6 @@ def rotary(xp, x, cos, sin, adjoint):
         width // 2,
         adjoint,
         grain=_grain(heads * width),
+        lead=_grain(heads * width),
     )
     return y

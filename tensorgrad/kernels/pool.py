@@ -130,14 +130,16 @@ class Pool:
         """Into how many parts `split` divides range(n)."""
         return max(1, min(self.threads, n // max(grain, 1)))
 
-    def split(self, function, n, *args, grain=1, align=1):
+    def split(self, function, n, *args, grain=1, lead=0, align=1):
         """function(start, stop, *args) over parts of range(n): at most one per thread and per `grain` elements, each
-        (but for the last) a multiple of `align` long."""
+        (but for the last) a multiple of `align` long. The last is the calling thread's, and `lead` elements longer:
+        what it does while the others wake up. Where they finish first, it need not sleep and be woken itself."""
         parts = self.parts(n, grain)
         if parts == 1:
             function(0, n, *args)
             return
-        edges = [min(n, -(-n * i // parts // align) * align) for i in range(parts)] + [n]
+        shared = max(0, n - lead)
+        edges = [min(n, -(-shared * i // parts // align) * align) for i in range(parts)] + [n]
         self.run([(function, (a, b, *args)) for a, b in zip(edges, edges[1:], strict=False) if a < b])
 
 

@@ -35,10 +35,11 @@ def split_product(a, b, out, accumulate=False, parts=None):
     parts = parts or min(pool().threads, max(n * k * m // GRAIN, k * m // WEIGHTS if n < 16 else 0))
     if parts < 2:
         return [(a, b, out, accumulate)]
+    lead = GRAIN // k  # elements more in the calling thread's part, the last: see Pool.split
     if n >= m:
-        edges = [n * i // parts // 16 * 16 for i in range(parts)] + [n]
+        edges = [max(0, n - lead // m) * i // parts // 16 * 16 for i in range(parts)] + [n]
         return [(a[i:j], b, out[i:j], accumulate) for i, j in zip(edges, edges[1:], strict=False)]
-    edges = [m * i // parts // 16 * 16 for i in range(parts)] + [m]
+    edges = [max(0, m - lead // n) * i // parts // 16 * 16 for i in range(parts)] + [m]
     return [(a, b[:, i:j], out[:, i:j], accumulate) for i, j in zip(edges, edges[1:], strict=False)]
 
 
@@ -58,10 +59,21 @@ def run_pair(first, second):
         run(split_product(*first))
         run(split_product(*second))
     elif size < HALVES:
-        run([first, second])
+        _run_one_each(first, second)
     else:
         halves = zip(split_product(*first, parts=2), split_product(*second, parts=2), strict=True)
         pool().run([(_both, pair) for pair in halves])
+
+
+def _run_one_each(first, second):
+    """`first` in a worker but for a few rows, which the calling thread computes before `second` while that wakes up."""
+    a, b, out, accumulate = first
+    rest = max(0, len(a) - GRAIN // 2 // b.size // 16 * 16)
+    if rest == len(a):
+        run([first, second])
+    else:
+        head, tail = ((a[part], b, out[part], accumulate) for part in (slice(rest), slice(rest, None)))
+        pool().run([(gemm, head), (_both, (tail, second))])
 
 
 def _both(first, second):

@@ -9,6 +9,8 @@ from .blocks import BLOCK
 
 __all__ = ["adamw", "adamw_block", "add", "is_one", "scale", "sum_of_squares", "unless", "unscale"]
 
+SUM_BLOCK = 1 << 15  # elements whose squares are added up in float32
+
 # ---- optimizer and gradient norm -------------------------------------------------------------------------------------
 
 
@@ -81,8 +83,8 @@ def unless(xp, found, arrays, update):
 def sum_of_squares(xp, x):
     """The sum of x^2 over a flat array, added up in float64 block by block."""
     total = xp.zeros((), np.float64)
-    for i in range(0, x.size, BLOCK):
-        part = x[i : i + BLOCK]
+    for i in range(0, x.size, SUM_BLOCK):
+        part = x[i : i + SUM_BLOCK]
         part = part if part.dtype.char in "fd" else part.astype(np.float32)
         total += part.dot(part)
     return total

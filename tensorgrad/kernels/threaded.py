@@ -224,7 +224,7 @@ def dropout(device, x, p, identity):
             np.multiply(flat[i:j], reference.dropout_mask(np, (j - i,), p, identity, i), out=out[i:j])
             out[i:j] *= scale
 
-    pool().split(part, x.size, grain=BLOCK // 8)
+    pool().split(part, x.size, grain=BLOCK)
     return y
 
 
@@ -241,18 +241,22 @@ def adamw(xp, p, grad, exp_avg, exp_avg_sq, **options):
 
 def sum_of_squares(xp, x):
     totals = []
-    pool().split(lambda i, j: totals.append((i, reference.sum_of_squares(np, x[i:j]))), x.size, grain=BLOCK, align=16)
+
+    def part(start, stop):
+        totals.append((start, reference.sum_of_squares(np, x[start:stop])))
+
+    pool().split(part, x.size, grain=2 * BLOCK, align=16)
     return sum(total for _, total in sorted(totals))
 
 
 def scale(xp, x, factor):
-    pool().split(lambda i, j: np.multiply(x[i:j], factor, out=x[i:j]), x.size, grain=BLOCK, align=16)
+    pool().split(lambda i, j: np.multiply(x[i:j], factor, out=x[i:j]), x.size, grain=2 * BLOCK, align=16)
 
 
 def add(a, b, out=None):
-    if a.size < BLOCK or a.shape != b.shape or not (a.flags.c_contiguous and b.flags.c_contiguous):
+    if a.size < 4 * BLOCK or a.shape != b.shape or not (a.flags.c_contiguous and b.flags.c_contiguous):
         return reference.add(a, b, out)
     out = empty(a.shape, np.result_type(a, b)) if out is None else out
     x, y, z = a.reshape(-1), b.reshape(-1), out.reshape(-1)
-    pool().split(lambda i, j: np.add(x[i:j], y[i:j], out=z[i:j]), x.size, grain=BLOCK // 2, align=16)
+    pool().split(lambda i, j: np.add(x[i:j], y[i:j], out=z[i:j]), x.size, grain=2 * BLOCK, align=16)
     return out
