@@ -2,6 +2,7 @@
 import tensorgrad as tg
 from tensorgrad import nn
 from tensorgrad.nn import functional as F
+from tensorgrad.nn.sublayer import plain, self_attention
 
 from .positions import rotary_table
 
@@ -30,6 +31,10 @@ class CausalSelfAttention(nn.Module):
         """`step`: a Step of the key-value cache, in which x (B, T, C) are new tokens after the cached ones."""
         B, T, _ = x.shape
         nh, nkv, hs = self.n_head, self.n_kv_head, self.head_dim
+        drop = self.dropout if self.training else 0.0
+        if step is None and self.simple and 1 < T <= self.window and plain(self.c_attn) and plain(self.c_proj):
+            weights = self.c_attn.weight, self.c_attn.bias, self.c_proj.weight, self.c_proj.bias
+            return self.resid_dropout(self_attention(x, *weights, nh, nkv, drop))
         q, k, v = self.heads(x, step)
         mask, causal = None, True
         if step is not None:
@@ -42,10 +47,14 @@ class CausalSelfAttention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)        # (B, nkv, nh / nkv, hs)
             y = y.reshape(B, nh, 1, hs)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, causal,
-                                               enable_gqa=nkv != nh)           # (B, nh, T, hs)
+            y = F.scaled_dot_product_attention(q, k, v, mask, drop, causal, enable_gqa=nkv != nh)    # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, nh * hs)                           # heads side by side
         return self.resid_dropout(self.c_proj(y))
+
+    @property
+    def simple(self):
+        """Does nothing stand between the projection and the products of its heads?"""
+        return self.q_norm is None and self.k_norm is None and self.rope is None
 
     def heads(self, x, step=None):
         """Queries (B, nh, T, hs), keys and values (B, nkv, T, hs) of x (B, T, C), normalized and rotated."""

@@ -1,14 +1,6 @@
 """The feed-forward part of a block."""
 from tensorgrad import nn
-from tensorgrad.nn import functional as F
-
-_ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": F.relu2,
-    "swiglu": F.swiglu,
-}
+from tensorgrad.nn.sublayer import ACTIVATIONS, feed_forward, plain
 
 
 class MLP(nn.Module):
@@ -20,11 +12,14 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.c_fc = nn.Linear(config.n_embd, config.hidden_dim * (2 if self.gated else 1), bias=config.bias)
         self.c_proj = nn.Linear(config.hidden_dim, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = self.activation(self.c_fc(x))                                      # (B, T, hidden)
-        return self.dropout(self.c_proj(x))                                    # (B, T, C)
+        up, down = self.c_fc, self.c_proj
+        if plain(up) and plain(down):
+            return self.dropout(feed_forward(x, up.weight, up.bias, down.weight, down.bias, self.activation))
+        x = ACTIVATIONS[self.activation](up(x))                                # (B, T, hidden)
+        return self.dropout(down(x))                                           # (B, T, C)

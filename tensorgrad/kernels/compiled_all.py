@@ -1,5 +1,6 @@
 """The compiled level as one module: compiled.py and its neighbours."""
 
+from . import compiled_sublayer as sublayer  # noqa: F401
 from .compiled import *  # noqa: F403
 from .compiled_attention import attention as attention
 from .compiled_attention import attention_backward as attention_backward

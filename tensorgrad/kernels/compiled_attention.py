@@ -176,34 +176,37 @@ def _strides(*arrays):
     return np.array([a.strides[:3] for a in arrays], np.int64)
 
 
-def _options(q, k, v, scale, p, identity):
-    shape = (q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
+def _common(q, k, v, causal, scale, p, identity):
+    """What both kernels take after addresses, `lse` and strides."""
     drop = identity is not None
     key = dropout_key(p, identity) if drop else (np.uint32(0),) * 3
-    return shape, F32(scale), drop, key, F32(1 / (1 - p))
+    return _shape(q, k, v), causal, F32(scale), drop, key, F32(1 / (1 - p))
+
+
+def _shape(q, k, v):
+    return q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]
+
+
+def forward_arguments(q, k, v, out, lse, causal, scale, p, identity):
+    """What `_forward` takes after start and stop."""
+    arrays = (q, k, v, out)
+    return *(a.ctypes.data for a in arrays), lse, _strides(*arrays), *_common(q, k, v, causal, scale, p, identity)
+
+
+def backward_arguments(q, k, v, out, g, dq, dk, dv, lse, causal, scale, p, identity):
+    """What `_backward` takes after start and stop."""
+    arrays = (q, k, v, out, g, dq, dk, dv)
+    return *(a.ctypes.data for a in arrays), lse, _strides(*arrays), *_common(q, k, v, causal, scale, p, identity)
 
 
 def attention(device, q, k, v, mask, causal, scale, p, identity):
     if not usable(q, k, v, mask):
         return threaded.attention(device, q, k, v, mask, causal, scale, p, identity)
-    shape, scale, drop, key, keep_scale = _options(q, k, v, scale, p, identity)
     batch, heads, rows = q.shape[:3]
     out = empty((batch, rows, heads, v.shape[3]), F32).transpose(0, 2, 1, 3)  # heads side by side in memory
     lse = empty((batch, heads, rows, 2), F32)
-    pool().split(
-        _forward,
-        batch * k.shape[1],
-        *(a.ctypes.data for a in (q, k, v, out)),
-        lse,
-        _strides(q, k, v, out),
-        shape,
-        causal,
-        scale,
-        drop,
-        key,
-        keep_scale,
-        lead=_lead(shape),
-    )
+    arguments = forward_arguments(q, k, v, out, lse, causal, scale, p, identity)
+    pool().split(_forward, batch * k.shape[1], *arguments, lead=_lead(_shape(q, k, v)))
     return out, (out, lse)
 
 
@@ -213,24 +216,10 @@ def attention_backward(device, q, k, v, kept, causal, scale, p, identity, g):
     out, lse = kept
     if not _readable(g):
         g = np.ascontiguousarray(g)
-    shape, scale, drop, key, keep_scale = _options(q, k, v, scale, p, identity)
-    dq, dk, dv = gradients_like(q, k, v)
-    arrays = (q, k, v, out, g, dq, dk, dv)
-    pool().split(
-        _backward,
-        q.shape[0] * k.shape[1],
-        *(a.ctypes.data for a in arrays),
-        lse,
-        _strides(*arrays),
-        shape,
-        causal,
-        scale,
-        drop,
-        key,
-        keep_scale,
-        lead=_lead(shape),
-    )
-    return dq, dk, dv
+    gradients = gradients_like(q, k, v)
+    arguments = backward_arguments(q, k, v, out, g, *gradients, lse, causal, scale, p, identity)
+    pool().split(_backward, q.shape[0] * k.shape[1], *arguments, lead=_lead(_shape(q, k, v)))
+    return gradients
 
 
 def _lead(shape):
