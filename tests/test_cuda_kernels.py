@@ -15,7 +15,8 @@ from tensorgrad.kernels.cuda.signatures import FOLDER, KERNELS, source
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="the emulation of CUDA needs g++")
 
-SIZES = [(1, 8, 0), (5, 77, 0), (3, 768, 0), (33, 130, 0), (0, 64, 0), (4, 64, 1), (2, 2568, 0), (2, 2571, 0)]
+SIZES = [(1, 8, 0), (5, 77, 0), (3, 768, 0), (33, 130, 0), (0, 64, 0), (4, 64, 1), (2, 2568, 0), (2, 2571, 0),
+         (2, 6136, 0)]
 INSTANCES = [(name, types) for name in CASES for types in KERNELS[name].types]
 
 

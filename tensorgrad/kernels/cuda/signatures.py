@@ -89,7 +89,7 @@ def source(name):
 # ---- launch rules ----------------------------------------------------------------------------------------------------
 
 WAVE = 1056  # blocks that keep a data-centre GPU busy: 8 on each of 132 multiprocessors
-SHARED_COLUMNS = 6144  # as in norm.cu
+SHARED_COLUMNS = 5888  # as in norm.cu
 
 
 def _up(n, multiple):
