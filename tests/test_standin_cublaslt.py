@@ -54,7 +54,10 @@ class Library:
     def cublasLtMatmulAlgoGetHeuristic(self, handle, desc, a, b, c, d, preference, wanted, results, found):
         wishes = self.objects[preference.value]
         assert wishes[1] == cublaslt.WORKSPACE and all(0 < wishes[i] <= 256 for i in (5, 6, 7, 8))
-        count = 0 if self.refused(self.objects[desc.value]) else min(wanted, len(self.times))
+        described = self.objects[desc.value]
+        if cublaslt.EPILOGUE in described:
+            assert not described[cublaslt.BIAS_POINTER] % wishes[8], "the bias is known, and as aligned as is said"
+        count = 0 if self.refused(described) else min(wanted, len(self.times))
         for i in range(count):
             results[i].algo[0] = i
         found._obj.value = count

@@ -130,11 +130,17 @@ class FakeGraph:
             view[...] = x.reshape(x.shape[0], view.shape[1], -1, *x.shape[2:]).sum(2).astype(self.dtype)
 
 
-def fake(refuse=False):
+def fake(refuse=None):
+    """cuDNN; it refuses to "plan" or to "execute"."""
+
+    def no(*arguments, **options):
+        raise RuntimeError("no engine for this graph\nand more")
+
     def pygraph(**options):
-        if refuse:
-            raise RuntimeError("no engine for this graph\nand more")
-        return FakeGraph(**options)
+        graph = FakeGraph(**options) if refuse != "plan" else no()
+        if refuse == "execute":
+            graph.execute = no
+        return graph
 
     kinds = types.SimpleNamespace(BFLOAT16="bfloat16", HALF="float16", FLOAT="float32")
     return types.SimpleNamespace(pygraph=pygraph, data_type=kinds, heur_mode=types.SimpleNamespace(A=0, FALLBACK=1),
@@ -145,6 +151,7 @@ def fake(refuse=False):
 def fused(kernels, monkeypatch):  # noqa: F811
     attention = ours.Cudnn(standin, fake(), 1)
     monkeypatch.setattr(ours, "_states", {(standin, 0): attention})
+    monkeypatch.setattr(ours, "LENGTHS", 8)
     return attention
 
 
@@ -174,7 +181,8 @@ def test_projections_and_their_gradient_stay_packed(fused, monkeypatch):
     """q, k, v are read in the projection's output; dq, dk, dv come as one array, which its gradient reads."""
     seen = []
     run = fused._run
-    monkeypatch.setattr(fused, "_run", lambda plan, arrays: (seen.append(arrays), run(plan, arrays)))
+    monkeypatch.setattr(fused, "_run", lambda make, arguments, arrays: (
+        seen.append(dict(enumerate(arrays, 1))) or run(make, arguments, arrays)))
     gradients()
     forward, backward = seen[0], seen[-1]
     row = 3 * 32 * 2
@@ -185,8 +193,10 @@ def test_projections_and_their_gradient_stay_packed(fused, monkeypatch):
     assert forward[4].strides[2] == 32 * 2  # the heads of the output lie side by side
 
 
-def test_what_cudnn_refuses_runs_without_it_and_is_told_once(kernels, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ours, "_states", {(standin, 0): ours.Cudnn(standin, fake(refuse=True), 1)})
+@pytest.mark.parametrize("what", ["plan", "execute"])
+def test_what_cudnn_refuses_runs_without_it_and_is_told_once(what, kernels, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ours, "LENGTHS", 8)
+    monkeypatch.setattr(ours, "_states", {(standin, 0): ours.Cudnn(standin, fake(refuse=what), 1)})
     with pytest.warns(UserWarning, match="cuDNN refuses this attention, .*: no engine for this graph$") as told:
         got = gradients()
     assert len(told) == 1 and "softmax_forward" in kernels.names
@@ -195,11 +205,15 @@ def test_what_cudnn_refuses_runs_without_it_and_is_told_once(kernels, monkeypatc
 
 
 def test_only_what_it_can_take(fused):
-    for dtype, options in (("float32", {}), ("bfloat16", dict(dropout_p=0.5)), ("bfloat16", dict(dim=6))):
-        dim = options.pop("dim", DIM)
-        q = tg.randn(1, 2, 5, dim, device="cuda").to(getattr(tg, dtype))
-        tg.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True, scale=1 / math.sqrt(dim), **options)
+    def attend(dtype="bfloat16", dim=DIM, length=8, keys=8, **options):
+        q, k = (tg.randn(1, 2, n, dim, device="cuda").to(getattr(tg, dtype)) for n in (length, keys))
+        tg.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, scale=1 / math.sqrt(dim), **options)
+
+    for options in (dict(dtype="float32"), dict(dropout_p=0.5), dict(dim=6), dict(length=1), dict(keys=9)):
+        attend(**options)
     assert fused.plans == {}
+    attend()
+    assert len(fused.plans) == 1
 
 
 def test_without_cudnn_nothing_is_said(monkeypatch):

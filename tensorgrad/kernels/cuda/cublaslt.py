@@ -96,6 +96,8 @@ class CublasLt:
         offered. `bias`: an array (m,) of out's dtype."""
         (n, k), m = a.shape[-2:], b.shape[-1]
         aligned = tuple(map(_alignment, (b, a, out, out)))  # parts of flat buffers and packed projections are views
+        if bias is not None:  # there is no wish of its own for it
+            aligned = *aligned[:3], min(aligned[3], _alignment(bias))
         key = (n, k, m, left, right, place, count, a.dtype.name, out.dtype.name, compute, beta != 0, bias is not None,
                aligned)  # fmt: skip
         if key not in self.plans:
@@ -150,6 +152,8 @@ class CublasLt:
     def _plan(self, n, k, m, left, right, place, count, a, out, compute, bias, aligned):
         """(desc, layouts, the algorithms that cuBLASLt offers), None where it offers none."""
         desc, layouts = self.describe(n, k, m, left, right, place, count, a.dtype.name, out.dtype.name, compute, bias)
+        if bias is not None:  # an algorithm may be asked whether it can read it
+            self._set_desc(desc, BIAS_POINTER, c_void_p(bias.data.ptr))
         preference = prefer(self.lib, aligned)
         results, found = (_Result * OFFERS)(), c_int()
         status = self.lib.cublasLtMatmulAlgoGetHeuristic(

@@ -2,13 +2,17 @@
 
 Queries, keys and values are read where they lie in the packed projection, the gradients are written side by side as one
 packed array, and no scores are kept, only one number per query. What it refuses, attention.py does; a failure is told
-once. TENSORGRAD_CUDNN=0 leaves it out."""
+once. TENSORGRAD_CUDNN=0 leaves it out.
+
+Each length is planned for itself, which takes longer than a prompt or a decoding step is worth: only lengths that are
+multiples of 64 come here, as those of training are."""
 
 import os
 import warnings
 
 import numpy as np
 
+LENGTHS = 64  # multiples of this
 _states = {}  # (array module, GPU) -> Cudnn, or None where it cannot be used
 
 
@@ -44,7 +48,8 @@ def usable(q, k, v):
     """Are these arrays of a kind that fused attention takes?"""
     half = q.dtype.itemsize == 2 and q.dtype.kind in "fV"
     fits = q.shape[-1] == v.shape[-1] and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return half and fits and all(x.strides[-1] == x.itemsize and not x.data.ptr % 16 for x in (q, k, v))
+    repeats = not q.shape[2] % LENGTHS and not k.shape[2] % LENGTHS
+    return half and fits and repeats and all(x.strides[-1] == x.itemsize and not x.data.ptr % 16 for x in (q, k, v))
 
 
 def forward_graph(cudnn, q, k, v, out, dtype, causal, scale, **options):
@@ -130,12 +135,9 @@ class Cudnn:
         batch, heads, queries, dim = q.shape
         out = xp.empty((batch, queries, heads, dim), q.dtype).transpose(0, 2, 1, 3)
         arguments = (*map(layout, (q, k, v, out)), q.dtype.name, causal, scale)
-        plan = self._plan(forward_graph, arguments)
-        if plan is None:
-            return None
         stats = xp.empty((batch, heads, queries, 1), np.float32)
-        self._run(plan, dict(enumerate((q, k, v, out, stats), 1)))
-        return out, (out, stats)
+        done = self._run(forward_graph, arguments, (q, k, v, out, stats))
+        return (out, (out, stats)) if done else None
 
     def backward(self, q, k, v, kept, causal, scale, g):
         """(dq, dk, dv), or None where cuDNN refuses: parts of one packed array where their lengths allow."""
@@ -146,35 +148,41 @@ class Cudnn:
             g = copy
         gradients = _packed(xp, q, k, v)
         arguments = (*map(layout, (q, k, v, out)), tuple(map(layout, gradients)), q.dtype.name, causal, scale)
-        plan = self._plan(backward_graph, arguments)
-        if plan is None:
-            return None
-        self._run(plan, dict(enumerate((q, k, v, out, stats, g, *gradients), 1)))
-        return gradients
+        return gradients if self._run(backward_graph, arguments, (q, k, v, out, stats, g, *gradients)) else None
 
-    def _plan(self, make, arguments):
+    def _run(self, make, arguments, arrays):
+        """Carry out the graph make(arguments) on `arrays`, its tensors 1, 2, ...; False where cuDNN refuses."""
         key = make.__name__, arguments
         if key not in self.plans:
-            try:
-                g = make(self.cudnn, *arguments, handle=self.handle)
-                g.validate()
-                g.build_operation_graph()
-                g.create_execution_plans([self.cudnn.heur_mode.A, self.cudnn.heur_mode.FALLBACK])
-                g.check_support()
-                g.build_plans()
-                self.plans[key] = g, max(g.get_workspace_size(), 1)
-            except Exception as error:
-                self.plans[key] = None
-                if not self.warned:
-                    self.warned = True
-                    warnings.warn(f"cuDNN refuses this attention, which runs without it: {_line(error)}", stacklevel=4)
-        return self.plans[key]
-
-    def _run(self, plan, arrays):
-        g, size = plan
+            self.plans[key] = self._unless_refused(key, self._plan, make, arguments)
+        if self.plans[key] is None:
+            return False
+        g, size = self.plans[key]
         workspace = self.xp.empty(size, np.uint8)
         self.cudnn.set_stream(self.handle, self.xp.cuda.get_current_stream().ptr)
-        g.execute({uid: x.data.ptr for uid, x in arrays.items()}, workspace.data.ptr, handle=self.handle)
+        pointers = {uid: x.data.ptr for uid, x in enumerate(arrays, 1)}
+        self._unless_refused(key, g.execute, pointers, workspace.data.ptr, handle=self.handle)
+        return self.plans[key] is not None
+
+    def _plan(self, make, arguments):
+        """(the graph, bytes of memory that it needs to run)."""
+        g = make(self.cudnn, *arguments, handle=self.handle)
+        g.validate()
+        g.build_operation_graph()
+        g.create_execution_plans([self.cudnn.heur_mode.A, self.cudnn.heur_mode.FALLBACK])
+        g.check_support()
+        g.build_plans()
+        return g, max(g.get_workspace_size(), 1)
+
+    def _unless_refused(self, key, function, *arguments, **options):
+        """function(...); where it fails, which is told once, this plan is not tried again."""
+        try:
+            return function(*arguments, **options)
+        except Exception as error:
+            self.plans[key] = None
+            if not self.warned:
+                self.warned = True
+                warnings.warn(f"cuDNN refuses this attention, which runs without it: {_line(error)}", stacklevel=5)
 
 
 def _packed(xp, q, k, v):
