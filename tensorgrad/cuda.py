@@ -133,7 +133,7 @@ def _peak_counter(place):
     """A MemoryHook of CuPy, entered for good, that follows the pool's bytes on one GPU."""
 
     class Peak(place.xp.cuda.MemoryHook):
-        name = "tensorgrad peak"
+        name = f"tensorgrad peak {place}"  # CuPy keeps hooks by name
         now = peak = 0
 
         def malloc_postprocess(self, **event):

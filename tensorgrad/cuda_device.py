@@ -34,6 +34,8 @@ class CudaDevice(Device):
     def scalar(self, value, dtype=None):
         if self.switch:
             self.use()
+        if hasattr(value, "__cuda_array_interface__"):
+            return self.xp.asarray(value, dtype)
         array = np.asarray(value, dtype)
         if array.ndim:
             return self.xp.asarray(array)
