@@ -67,7 +67,7 @@ def parse(argv):
                            (curve_, list(runner.PEERS))):
         command.add_argument("--peers", nargs="+", choices=[*peers, "none"], default=["eager"],
                              help="forms of PyTorch (default eager)")
-    cuda_.set_defaults(rounds=1, against=None)
+    cuda_.set_defaults(rounds=1, against=None, limit=cuda.LIMIT)
     cuda_.add_argument("--size", nargs="+", choices=list(cuda.SIZES), default=["124M"], help="default 124M")
     cuda_.add_argument("--batch", type=_positive, help="sequences per step, in place of the size's own")
     cuda_.add_argument("--steps", type=_positive, help="measured steps per process")
@@ -107,6 +107,12 @@ def main(argv):
     result = {"benchmark": options.command, "machine": runner.machine(options.threads),
               "options": {name: value for name, value in vars(options).items()
                           if name not in ("command", "json", "data", "text")}}
+
+    def keep(rows, skipped):
+        if options.json:
+            options.json.write_text(json.dumps({**result, "results": rows, "skipped": skipped}) + "\n")
+
+    options.keep = keep  # for what takes long: what is measured is not lost where the rest is
     try:
         with runner.checked_out(options.against) as options.against_root:
             result["results"], result["skipped"] = module.report(options)

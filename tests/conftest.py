@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import tensorgrad as tg
@@ -27,3 +29,20 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     tg.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def end_with_the_gpu(request):
+    """After an illegal access in a kernel a process can use the GPU no more, and all tests behind would fail too: end
+    it. What it queued is waited for, so that the right test is named; pytest-xdist goes on with a new process."""
+    yield
+    if not request.node.get_closest_marker("cuda") or not tg.cuda.is_available():
+        return
+    try:
+        tg.device("cuda").xp.cuda.Device(0).synchronize()
+    except RuntimeError as error:
+        reason = f"the GPU was lost in {request.node.nodeid}: {error}"
+        if hasattr(request.config, "workerinput"):
+            os.write(2, f"{reason}\n".encode())
+            os._exit(1)
+        pytest.exit(f"{reason}; with -n 1 (pytest-xdist) the tests behind it would run", returncode=1)

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,39 @@ def test_cuda_benchmark_on_the_cpu():
     measured = {row["name"]: row for row in result["results"] if "name" in row}
     assert {"layer_norm", "cross_entropy backward", "attention backward", "adamw", "linear up"} <= set(measured)
     assert all(row["share"] > 0 for row in measured.values())
+
+
+def test_cuda_benchmark_keeps_what_was_measured(monkeypatch):
+    """It runs unattended: what fails costs its own part only, and is said in the end."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmarks import cuda, runner
+
+    def work(contender, job, threads, limit=None, **spec):
+        if contender.name == "ours" or spec.get("graph"):
+            return {"skipped": f"{job} broke"}
+        row = dict.fromkeys(("ms", "tokens_per_s", "tflops", "peak_mb", "waits_per_step", "loss", "ms_per_token"), 1.0)
+        return row | {"phases_ms": dict.fromkeys(cuda.PHASES, 1.0), "gpu": "", "versions": {}}
+
+    monkeypatch.setattr(runner, "work", work)
+    kept = []
+    options = types.SimpleNamespace(size=["tiny"], peers=["eager"], device="cpu", steps=1, batch=None, rounds=1,
+                                    threads=1, no_kernels=False,
+                                    keep=lambda rows, skipped: kept.append((list(rows), dict(skipped))))
+    with pytest.raises(runner.BenchError, match="train tiny: cuda broke; generate .* broke; kernels tiny: .* broke$"):
+        cuda.report(options)
+    rows, skipped = kept[-1]
+    assert [row.get("contender") or row["graph"] for row in rows] == ["torch eager", False, False]
+    assert len(kept) == 3 and len(skipped) == 4 and kept[0][0] == rows[:1]
+
+
+def test_a_process_that_hangs_is_ended(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from benchmarks import runner
+
+    script = tmp_path / "hangs.py"
+    script.write_text("import time; time.sleep(600)")
+    monkeypatch.setattr(runner, "SCRIPT", script)
+    assert runner.work(runner.Contender("other"), "train", 1, limit=0.2) == {"skipped": "took more than 0.2 s"}
 
 
 def test_cuda_benchmark_without_a_gpu_says_what_is_missing():

@@ -36,7 +36,8 @@ def poisoned():
 
     def malloc(size):
         memory = pool.malloc(size)
-        memory.memset_async(0xFF, size)
+        if size:
+            memory.memset_async(0xFF, size)
         return memory
 
     before = cupy.cuda.get_allocator()

@@ -198,7 +198,9 @@ def test_atomics():
 
 
 @pytest.mark.cuda
-def test_atomics_cuda():
+def test_atomics_cuda(request):
+    tg.use_deterministic_algorithms(True)
+    request.addfinalizer(lambda: tg.use_deterministic_algorithms(False))
     rng = np.random.default_rng(0)
     ids = tg.tensor(rng.integers(0, 5, 20000), device="cuda")
     g = tg.tensor(rng.normal(size=(20000, 64)).astype("float32"), device="cuda")

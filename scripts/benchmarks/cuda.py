@@ -10,7 +10,7 @@ from statistics import median
 import numpy as np
 
 from . import cuda_generate
-from .runner import Contender, print_table, take_turns
+from .runner import BenchError, Contender, print_table, take_turns
 from .sizes import Size
 
 SIZES = {
@@ -20,29 +20,44 @@ SIZES = {
 }
 PEERS = {"eager": "torch eager", "compile": "torch.compile"}
 PHASES = ("forward", "backward", "norm", "update")
+LIMIT = 240  # seconds that a process may take: it runs unattended, and one that hangs is not to cost the others
 
 
 def report(options):
-    """Measure all contenders, then our kernels; tables; (rows, skipped)."""
-    chosen = [Contender("ours", required=True)]
-    chosen += [Contender(PEERS[peer], mode=peer) for peer in options.peers if peer != "none"]
-    skipped, rows = {}, []
-    for size in options.size:
-        spec = {"size": size, "steps": options.steps, "device": options.device, "batch": options.batch}
-        results = take_turns(chosen, "cuda", options, skipped, **spec)
-        found = [_row(size, results, contender) for contender in results]
-        _print(size, found)
-        rows += found
+    """Measure all contenders, decoding, our kernels; tables; (rows, skipped). `options.keep(rows, skipped)` is told
+    after each part. Where one of ours fails the others are measured all the same; then BenchError says so."""
+    parts = [("train", _train, size) for size in options.size]
     if not options.no_kernels:
-        for size in options.size:
-            rows += cuda_generate.report(options, skipped, size=size, device=options.device)
-        kernels = take_turns(chosen[:1], "cuda_kernels", options, skipped, size=options.size[0], device=options.device,
-                             batch=options.batch, steps=options.steps)
-        (measured,) = kernels.values()
-        rows += measured[0]["rows"]
-        print_table(["kernels and products", "us", "GB/s", "TFLOP/s", "of the best"],
-                    [[r["name"], r["us"], r["gb_per_s"], r["tflops"], r["share"]] for r in measured[0]["rows"]])
+        parts += [("generate", cuda_generate.report, size) for size in options.size]
+        parts += [("kernels", _kernels, options.size[0])]
+    rows, skipped, failed = [], {}, []
+    for name, part, size in parts:
+        without = {}
+        rows += part(options, without, size=size, device=options.device)
+        skipped |= {f"{contender}, {name} {size}": reason for contender, reason in without.items()}
+        failed += [f"{name} {size}: {reason}" for contender, reason in without.items() if contender.startswith("ours")]
+        options.keep(rows, skipped)
+    if failed:
+        raise BenchError("; ".join(failed))
     return rows, skipped
+
+
+def _train(options, skipped, **spec):
+    chosen = [Contender("ours")] + [Contender(PEERS[peer], mode=peer) for peer in options.peers if peer != "none"]
+    results = take_turns(chosen, "cuda", options, skipped, steps=options.steps, batch=options.batch, **spec)
+    found = [_row(spec["size"], results, contender) for contender in results]
+    _print(spec["size"], found)
+    return found
+
+
+def _kernels(options, skipped, **spec):
+    results = take_turns([Contender("ours")], "cuda_kernels", options, skipped, steps=options.steps,
+                         batch=options.batch, **spec)
+    rows = [row for measured in results.values() for row in measured[0]["rows"]]
+    skipped |= {contender.name: found[0]["failed"] for contender, found in results.items() if found[0]["failed"]}
+    print_table(["kernels and products", "us", "GB/s", "TFLOP/s", "of the best"],
+                [[r["name"], r["us"], r["gb_per_s"], r["tflops"], r["share"]] for r in rows])
+    return rows
 
 
 def _row(size, results, contender):
@@ -131,8 +146,6 @@ def measure(spec):
         mark()
         return loss.detach()
 
-    if ours and device != "cpu":
-        library.cuda.reset_peak_memory_stats()
     for i in range(size.warm_up):
         step(i)
     _synchronize(library, device)
@@ -147,6 +160,10 @@ def measure(spec):
     for i in range(steps):
         step(i, marks := [])
         phases.append([clock.between(a, b) for a, b in zip(marks, marks[1:], strict=False)])
+    if device != "cpu":
+        library.cuda.reset_peak_memory_stats()  # not earlier: ours then counts every allocation, which takes time
+        for i in range(2):
+            step(i)
     flops = 6 * sum(p.numel() for p in parameters) + 12 * size.layers * size.width * size.block
     return {"ms": 1e3 * seconds, "tokens_per_s": size.tokens / seconds, "tflops": flops * size.tokens / seconds / 1e12,
             "phases_ms": dict(zip(PHASES, (median(p) for p in zip(*phases, strict=True)), strict=True)),
@@ -255,7 +272,19 @@ class _counting:
 
 def kernels(spec):
     """Time of our routines at the size's shapes: GB/s and TFLOP/s, and their share of a plain copy or a large product
-    measured in the same process."""
+    measured in the same process. "failed": None, or after what the rest could not be measured, and why."""
+    rows, failed = [], None
+    try:
+        _measure_kernels(spec, rows)
+    except Exception as error:
+        if not rows:
+            raise
+        failed = f"behind {rows[-1]['name']}: {type(error).__name__}: {str(error).splitlines()[0]}"
+    return {"rows": rows, "failed": failed}
+
+
+def _measure_kernels(spec, rows):
+    """Append to `rows`."""
     import tensorgrad as tg
     from tensorgrad.kernels import routines
 
@@ -269,11 +298,12 @@ def kernels(spec):
     def array(*shape, dtype=dtype):
         return place.asarray(rng.standard_normal(shape, np.float32)).astype(dtype)
 
-    def timed(function):
+    def timed(function, before=lambda: None):
         for _ in range(3):
             function()
         times = []
         for _ in range(5):
+            before()
             first = clock.mark()
             for _ in range(repeat):
                 function()
@@ -291,10 +321,17 @@ def kernels(spec):
     side = 8192 if spec["device"] != "cpu" else 256
     a, b = array(side, side), array(side, side)
     product_rate = 2 * side**3 / timed(lambda: best.matmul(xp, a, b)) / 1e9  # TFLOP/s
-    rows = []
+    rows.append({"name": "copy (the best)", "us": None, "gb_per_s": copy_rate, "tflops": None, "share": 1.0})
+    rows.append({"name": f"product of {side} (the best)", "us": None, "gb_per_s": None, "tflops": product_rate,
+                 "share": 1.0})
+
+    def keep_busy():
+        """Milliseconds of work, meanwhile the host queues what is timed: its own time is not to be measured."""
+        for _ in range(4 if clock.on_gpu else 0):
+            best.matmul(xp, a, b)
 
     def add(name, function, moved=None, flops=None):
-        ms = timed(function)
+        ms = timed(function, keep_busy)
         speed = (moved / ms / 1e6) if moved else None
         tflops = (flops / ms / 1e9) if flops else None
         rows.append({"name": name, "us": 1e3 * ms, "gb_per_s": speed, "tflops": tflops,
@@ -323,11 +360,6 @@ def kernels(spec):
     q, k, v, dy = (array(*shape) for _ in range(4))
     cos, sin = (array(*shape[2:], dtype=tg.float32) for _ in range(2))
     add("rotary", lambda: best.rotary(xp, q, cos, sin, False), moved=2 * q.nbytes)
-    out, kept = best.attention(place, q, k, v, None, True, 0.125, 0.0, None)
-    flops = 4 * q.size * size.block / 2  # causal: half of the square
-    add("attention", lambda: best.attention(place, q, k, v, None, True, 0.125, 0.0, None), flops=flops)
-    add("attention backward", lambda: best.attention_backward(place, q, k, v, kept, True, 0.125, 0.0, None, dy),
-        flops=2.5 * flops)
     parameters = 12 * c * c * size.layers
     state = [array(parameters, dtype=tg.float32) for _ in range(3)] + [xp.ones(parameters, np.float32)]
     options = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 1}
@@ -342,7 +374,8 @@ def kernels(spec):
         add(f"linear {name} backward",
             lambda a=left, w=right, d=grad, t=total: best.linear_backward(xp, a, w, d, (True, True), (t, True)),
             flops=4 * n * inputs * outputs)
-    rows.insert(0, {"name": "copy (the best)", "us": None, "gb_per_s": copy_rate, "tflops": None, "share": 1.0})
-    rows.insert(1, {"name": f"product of {side} (the best)", "us": None, "gb_per_s": None, "tflops": product_rate,
-                    "share": 1.0})
-    return {"rows": rows}
+    out, kept = best.attention(place, q, k, v, None, True, 0.125, 0.0, None)
+    flops = 4 * q.size * size.block / 2  # causal: half of the square
+    add("attention", lambda: best.attention(place, q, k, v, None, True, 0.125, 0.0, None), flops=flops)
+    add("attention backward", lambda: best.attention_backward(place, q, k, v, kept, True, 0.125, 0.0, None, dy),
+        flops=2.5 * flops)

@@ -13,17 +13,19 @@ SWITCH = "TENSORGRAD_CUDA_GRAPH"
 
 
 def report(options, skipped, **spec):
-    """Measure and print; the rows."""
+    """Measure and print; the rows of what ran."""
     rows = []
     for batch in BATCHES:
         found = {}
         for graph in (True, False):
-            (own,) = take_turns([Contender("ours", required=True)], "cuda_generate", options, skipped,
-                                **{**spec, "batch": batch, "graph": graph}).values()
-            found[graph] = {"generated": spec["size"], "batch": batch, "graph": graph, "rounds": own,
-                            "tokens_per_s": middle(own, "tokens_per_s"), "ms_per_token": middle(own, "ms_per_token")}
+            name = f"ours, batch {batch}, {'graph' if graph else 'no graph'}"
+            for own in take_turns([Contender(name)], "cuda_generate", options, skipped,
+                                  **{**spec, "batch": batch, "graph": graph}).values():
+                found[graph] = {"generated": spec["size"], "batch": batch, "graph": graph, "rounds": own,
+                                "tokens_per_s": middle(own, "tokens_per_s"),
+                                "ms_per_token": middle(own, "ms_per_token")}
         for row in found.values():
-            row["speed_vs_no_graph"] = row["tokens_per_s"] / found[False]["tokens_per_s"]
+            row["speed_vs_no_graph"] = row["tokens_per_s"] / found[False]["tokens_per_s"] if False in found else None
         rows += found.values()
     print_table([f"generate {spec['size']}", "batch", "tokens/s", "ms/step", "x without"],
                 [["graph" if row["graph"] else "no graph", row["batch"], row["tokens_per_s"], row["ms_per_token"],

@@ -72,17 +72,27 @@ def environment(threads, level="fast", root=None):
     return {**{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}, **changes}
 
 
-def work(contender, job, threads, **spec):
-    """The result of one measuring process, a dict; {"skipped": reason} where it could not run.
+def work(contender, job, threads, limit=None, **spec):
+    """The result of one measuring process, a dict; {"skipped": reason} where it could not run, or not within `limit`
+    seconds.
 
     Raises BenchError where the contender is required."""
     spec = {**spec, "job": job, "mode": contender.mode, "dtype": contender.dtype, "root": contender.root,
             "threads": threads}
-    done = subprocess.run([sys.executable, str(SCRIPT), "--worker", json.dumps(spec)], capture_output=True, text=True,
-                          env=environment(threads, contender.level))
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    command = [sys.executable, str(SCRIPT), "--worker", json.dumps(spec)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:  # pipes its own children could hold
+        try:
+            done = subprocess.run(command, stdout=out, stderr=said, env=environment(threads, contender.level),
+                                  timeout=limit)
+            reason = f"exit status {done.returncode}"
+        except subprocess.TimeoutExpired:
+            done, reason = None, f"took more than {limit} s"
+        out.seek(0), said.seek(0)
+        results, errors = out.read().strip().splitlines(), said.read().strip().splitlines()
+    if done and done.returncode == 0:
+        return json.loads(results[-1])
+    if done and errors:
+        reason = errors[-1]
     if contender.required:
         raise BenchError(f"{contender.name}: {job} failed: {reason}")
     return {"skipped": reason}
@@ -96,7 +106,7 @@ def take_turns(chosen, job, options, skipped, **spec):
     for turn in range(options.rounds):
         for contender in list(results)[:: -1 if turn % 2 else 1]:
             progress(f"round {turn + 1}/{options.rounds}: {contender.name} {job} {spec.get('size', '')}")
-            result = work(contender, job, options.threads, **spec)
+            result = work(contender, job, options.threads, getattr(options, "limit", None), **spec)
             if "skipped" in result:
                 skipped[contender.name] = result["skipped"]
                 del results[contender]
