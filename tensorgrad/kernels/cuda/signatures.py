@@ -214,7 +214,7 @@ _kernel(
 _kernel("column_sum", "activation.cu", "T", ONE, "const T* g, float* partial, long long rows, int width", _tiles)
 _kernel(
     "column_sum_finish", "activation.cu", "", NONE, "const float* partial, float* out, int strips, int width",
-    lambda s: ((_up(s.width, 32), 1, 1), (32, 8, 1), 0),
+    lambda s: ((_up(s.width, 32), 1, 1), (32, 32, 1), 0),
 )  # fmt: skip
 _kernel(
     "swiglu_forward", "activation.cu", "T", ONE,

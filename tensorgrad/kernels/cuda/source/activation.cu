@@ -153,19 +153,20 @@ __global__ void column_sum(const T* g, float* partial, long long rows, int width
     backward<Identity>((const T*)nullptr, g, (T*)nullptr, partial, rows, width);
 }
 
-// out = the sum of partial over its strips.
-__global__ void column_sum_finish(const float* partial, float* out, int strips, int width) {
-    __shared__ float sums[8][33];
+// out = the sum of partial over its strips. There are few blocks, so each has many threads: they wait for loads in turn.
+__global__ void __launch_bounds__(1024)
+    column_sum_finish(const float* partial, float* out, int strips, int width) {
+    __shared__ float sums[32][33];
     const int c = blockIdx.x * 32 + threadIdx.x;
     float sum = 0.0f;
     if (c < width)
-        for (int strip = threadIdx.y; strip < strips; strip += 8) sum += partial[(long long)strip * width + c];
+        for (int strip = threadIdx.y; strip < strips; strip += 32) sum += partial[(long long)strip * width + c];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y || c >= width) return;
     sum = 0.0f;
 #pragma unroll
-    for (int y = 0; y < 8; y++) sum += sums[y][threadIdx.x];
+    for (int y = 0; y < 32; y++) sum += sums[y][threadIdx.x];
     out[c] = sum;
 }
 
