@@ -8,6 +8,7 @@ import numpy as np
 
 from .signatures import KERNELS, source
 
+NULL = np.uint64(0)  # an absent pointer, as CuPy takes it
 _launchers = {}  # array module -> what launches its kernels, or None
 
 
@@ -34,7 +35,7 @@ class CupyLauncher:
 
     def __init__(self, cupy):
         self.cupy = cupy
-        self.functions = {}
+        self.functions = {}  # (name, types) -> (the instance, what makes each number: the parameter's dtype, or None)
 
     def launch(self, name, types, *values):
         types = (types,) if isinstance(types, str) else tuple(types)
@@ -42,26 +43,18 @@ class CupyLauncher:
         grid, block, shared = kernel.geometry(kernel.bind(types, values))
         if not all(grid):
             return
-        function = self.functions.get((name, types))
-        if function is None:
-            function = self.functions[name, types] = self._compile(kernel, types)
-        function(grid, block, _arguments(kernel, types, values), shared_mem=shared)
+        found = self.functions.get((name, types))
+        if found is None:
+            makers = [None if a.pointer else np.dtype(kernel.dtype(a, types)).type for a in kernel.arguments]
+            found = self.functions[name, types] = self._compile(kernel, types), makers
+        function, makers = found
+        arguments = [NULL if value is None else value if make is None else make(value)  # arrays as they are
+                     for value, make in zip(values, makers, strict=True)]
+        function(grid, block, tuple(arguments), shared_mem=shared)
 
     def _compile(self, kernel, types):
         expression = kernel.expression(types)
         module = self.cupy.RawModule(
             code=source(kernel.source), options=("-std=c++17",), name_expressions=(expression,)
         )
-        function = module.get_function(expression)
-        return function
-
-
-def _arguments(kernel, types, values):
-    """The values as CuPy takes them: arrays as they are, a null pointer as 0, numbers in the parameter's dtype."""
-    out = []
-    for argument, value in zip(kernel.arguments, values, strict=True):
-        if argument.pointer:
-            out.append(np.uint64(0) if value is None else value)
-        else:
-            out.append(np.dtype(kernel.dtype(argument, types)).type(value))
-    return tuple(out)
+        return module.get_function(expression)
