@@ -1,4 +1,5 @@
 """Flat storage: parameters, gradients and state are views, and everything done to them from outside still works."""
+import copy
 import gc
 import tracemalloc
 
@@ -7,6 +8,7 @@ import pytest
 
 import tensorgrad as tg
 from tensorgrad import nn, optim
+from tensorgrad.nn.utils import merged
 
 torch = pytest.importorskip("torch")
 from optim_pairs import OPTIMIZERS, assert_equal, give_gradients, model_pair, train_pair, twins  # noqa: E402
@@ -213,3 +215,26 @@ def test_version_of_a_gradient_counts_direct_writes():
     nn.functional.linear(x, weight).sum().backward()
     with pytest.raises(RuntimeError, match="in-place operation"):
         y.backward()
+
+
+def test_gradients_of_alternating_groups_are_clipped_as_two_arrays():
+    """Weights and biases come by turns and lie in a buffer each: two runs, and the norm and the result are those of
+    single gradients. A parameter in between that is left out is not touched."""
+    tg.manual_seed(0)
+    flat = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))
+    single, params = copy.deepcopy(flat), list(flat.parameters())
+    optimizer = optim.AdamW([{"params": params[::2]}, {"params": params[1::2]}])
+    for model in (flat, single):
+        model(tg.ones(3, 5)).square().sum().backward()
+    assert len(optimizer.param_groups) == 2
+    assert len(merged([p.grad.array for p in params])) == 2
+    chosen = [0, 1, 3, 4, 5, 6, 7]
+    left = params[2].grad.numpy().copy()
+    norms = [nn.utils.clip_grad_norm_([list(model.parameters())[i] for i in chosen], 0.1).item()
+             for model in (flat, single)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    np.testing.assert_array_equal(params[2].grad.numpy(), left)
+    for i, (a, b) in enumerate(zip(flat.parameters(), single.parameters(), strict=True)):
+        if i != 2:
+            np.testing.assert_allclose(a.grad.numpy(), b.grad.numpy(), rtol=1e-5)
+    assert len(merged([params[i].grad.array for i in chosen])) == 3

@@ -31,8 +31,8 @@ def _blocks(tensor):
 
 def merged(arrays):
     """The arrays, those joined (and flat) that lie in one buffer with nothing but zero padding between them, as
-    gradients of an optimizer's flat storage do."""
-    runs = []
+    gradients of an optimizer's flat storage do; in the order in which each buffer first comes up."""
+    runs, last = [], {}  # (buffer's id -> its last run: weights and biases of a layer most often have a buffer each)
     for array in arrays:
         base = array.base
         joins = hasattr(base, "ndim") and base.ndim == 1 and base.dtype == array.dtype
@@ -40,10 +40,12 @@ def merged(arrays):
             runs.append([None, 0, 0, array])
             continue
         start = (address(array) - address(base)) // array.itemsize
-        if runs and runs[-1][0] is base and 0 <= start - runs[-1][2] < 64 // array.itemsize:
-            runs[-1][2] = start + array.size
+        run = last.get(id(base))
+        if run is not None and 0 <= start - run[2] < 64 // array.itemsize:
+            run[2] = start + array.size
         else:
             runs.append([base, start, start + array.size, None])
+            last[id(base)] = runs[-1]
     return [flat if base is None else base[start:stop] for base, start, stop, flat in runs]
 
 
