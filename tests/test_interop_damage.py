@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from interop_tools import MODERN, make_model
 
@@ -102,6 +102,7 @@ def test_any_index_of_shards(tmp_path, index):
 
 @FUZZ
 @given(places=PLACES, end=st.integers(0, 1 << 12))
+@example(places=[(642, 2)], end=1)
 def test_any_bytes_in_an_npz(tmp_path, places, end):
     path = tmp_path / "x.npz"
     np.savez_compressed(path, position_matrix=np.zeros((4, 2)), embedding_matrix=np.ones((2, 2)),

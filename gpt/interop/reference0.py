@@ -64,8 +64,9 @@ def load_reference0(path, lora=None, vocab=None, device="cpu"):
 def _read(path):
     """{name: array} of an .npz file, after checking what the archive and the header of each array claim."""
     found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as stream:
+        try:
+            archive = zipfile.ZipFile(stream)
             size = sum(entry.file_size for entry in archive.infolist())
             if size > _LARGEST:
                 raise ValueError(f"it unpacks to {size:,} bytes, more than {_LARGEST:,}")
@@ -76,8 +77,9 @@ def _read(path):
                         raise ValueError(f"{entry.filename} claims {dtype} {shape} in {entry.file_size:,} bytes")
                     array = np.frombuffer(file.read(), dtype)
                     found[entry.filename.removesuffix(".npy")] = array.reshape(shape, order="F" if fortran else "C")
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{path}: not an .npz of arrays that can be read ({error}); take another copy") from None
+        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError,
+                OSError) as error:  # the last where a damaged directory points to before the file's beginning
+            raise UserError(f"{path}: not an .npz of arrays that can be read ({error}); take another copy") from None
     return found
 
 
