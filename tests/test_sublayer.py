@@ -196,6 +196,8 @@ def test_where_they_are_not_for():
         finally:
             kernels.pool.pool().threads = 2
     assert not nodes_of(model, ids[:1, :8]) & BOTH  # too small
+    few = tensors(np.random.default_rng(0), [(63, 256), (1024, 256), (256, 1024)])
+    assert feed_forward(few[0], few[1], None, few[2], None).node.name == "linear"  # one thread would do it all
     square = tensors(np.random.default_rng(0), [(64, 256), (256, 256)])
     assert feed_forward(square[0], square[1], None, square[1], None).node.name == "linear"  # one weight in both places
 

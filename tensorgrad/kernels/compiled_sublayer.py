@@ -19,6 +19,7 @@ from .memory import empty
 from .pool import pool
 from .products import GRAIN
 
+ROWS = 64  # fewer than these are not worth halving: reading the weights takes the time, and that is shared otherwise
 LARGE = 1 << 31  # multiply-adds of a product from which it makes no difference
 
 
@@ -26,7 +27,7 @@ def pays(rows, *weights):
     """Are products of so many rows with each of these weights large enough for two threads, and small enough that it
     shows? (With more threads, each has a sum of its own for every weight's gradient.)"""
     sizes = [rows * weight.size for weight in weights]
-    return pool().threads == 2 and min(sizes) >= GRAIN and max(sizes) < LARGE
+    return pool().threads == 2 and rows >= ROWS and min(sizes) >= GRAIN and max(sizes) < LARGE
 
 
 def attention_pays(texts, length, *weights):
