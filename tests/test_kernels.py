@@ -365,6 +365,24 @@ def test_products_into_existing_arrays(dtype, n, k, m, rng, monkeypatch):
                 close(out, 2 * want + accumulate, dtype, "product")
 
 
+@pytest.mark.parametrize("n, k, m", [(1, 768, 3072), (15, 768, 3072), (16, 768, 3072), (768, 128, 512),
+                                     (384, 768, 128)])
+def test_parts_of_a_product(monkeypatch, n, k, m):
+    """They cover the result, the last, the calling thread's, is longer by what waking the others takes, but for few
+    rows: there the weights' size is the work, and they are shared alike."""
+    use_threads(monkeypatch, 2)
+    a, b, out = (np.zeros(shape, np.float32) for shape in ((n, k), (k, m), (n, m)))
+    parts = products.split_product(a, b, out)
+    assert len(parts) == 2
+    for left, right, target, add in parts:
+        assert left.shape == (target.shape[0], k) and right.shape == (k, target.shape[1]) and not add
+        target += 1
+    assert (out == 1).all()
+    first, last = (target.size * k for _, _, target, _ in parts)
+    lead, unit = (0 if n < 16 else products.GRAIN), 32 * k * min(n, m)
+    assert lead - unit <= last - first <= lead + unit
+
+
 def test_gemm_names_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"gemm: \(2, 3\) @ \(4, 5\)"):
         blas.gemm(np.ones((2, 3)), np.ones((4, 5)), np.ones((2, 5)))

@@ -30,9 +30,10 @@ def _drop(row, first, n, multiplier, offset, threshold, scale):
 
 @njit_fast
 def _multiply(k, a, row, rows, step, panels, columns, c, c_row, scale, add):
-    """ROWS rows of `columns` columns at c, `c_row` bytes apart: scale * A @ B, or += with `add`. A's first row is at a,
-    the others `row` bytes apart as far as `rows` of them are there; a row's numbers lie `step` bytes apart. B (k,
-    columns): the address of its panels, which may begin at a later row of each, `panels[1]` of which follow."""
+    """ROWS rows of `columns` columns at c, `c_row` bytes apart: scale * A @ B, or += with `add`. A (ROWS, k): its first
+    row at a, rows `row` bytes apart, of which only `rows` may be there (the last stands for the others), a row's
+    numbers `step` bytes apart. B (k, columns) in `panels`: (the address of its first row in the first panel, rows of a
+    panel, k or more)."""
     first, height = panels
     a1, a2, a3 = a + min(1, rows - 1) * row, a + min(2, rows - 1) * row, a + min(3, rows - 1) * row
     for j in range(0, columns, WIDTH):

@@ -31,11 +31,11 @@ def product(a, b, out=None, accumulate=False):
 def split_product(a, b, out, accumulate=False, parts=None):
     """The product as a list of independent products of parts of the result."""
     (n, k), m = a.shape, b.shape[1]
-    # few rows: reading the weights takes the time, so their size decides
-    parts = parts or min(pool().threads, max(n * k * m // GRAIN, k * m // WEIGHTS if n < 16 else 0))
+    few = n < 16  # then reading the weights takes the time, so their size decides
+    parts = parts or min(pool().threads, max(n * k * m // GRAIN, k * m // WEIGHTS if few else 0))
     if parts < 2:
         return [(a, b, out, accumulate)]
-    lead = GRAIN // k  # elements more in the calling thread's part, the last: see Pool.split
+    lead = 0 if few else GRAIN // k  # elements more in the calling thread's part, the last: see Pool.split
     if n >= m:
         edges = [max(0, n - lead // m) * i // parts // 16 * 16 for i in range(parts)] + [n]
         return [(a[i:j], b, out[i:j], accumulate) for i, j in zip(edges, edges[1:], strict=False)]
